@@ -1,0 +1,104 @@
+#include "accuracy.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace pagefill::cli {
+namespace {
+
+// What rounding a value to the dtype once may cost.
+double rounding(DType dtype, double value) {
+  struct Format {
+    double unit_roundoff, half_least_subnormal;
+  };
+  const Format format = dtype == DType::kFloat16    ? Format{0x1p-11, 0x1p-25}
+                        : dtype == DType::kBFloat16 ? Format{0x1p-8, 0x1p-134}
+                                                    : Format{0x1p-24, 0x1p-150};
+  return std::max(format.unit_roundoff * std::abs(value), format.half_least_subnormal);
+}
+
+// The value in the dtype: infinite where it is too large for it.
+double rounded(DType dtype, double value) {
+  const auto nearest = static_cast<float>(value);
+  if (dtype == DType::kFloat16) return static_cast<float>(float16(nearest));
+  if (dtype == DType::kBFloat16) return static_cast<float>(bfloat16(nearest));
+  return nearest;
+}
+
+// 0 for equal infinities and for two NaNs, infinite where only one of the two is NaN or infinite.
+double distance(DType dtype, double got, double expected) {
+  if (std::isnan(got) && std::isnan(expected)) return 0;
+  if (got == rounded(dtype, expected) && std::isinf(got)) return 0;
+  const double error = std::abs(got - expected);
+  return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+}
+
+class Measurement {
+ public:
+  Measurement(const Batch& batch, const State& state, const Expected& expected)
+      : batch_(batch),
+        output_(state.output.view()),
+        lse_(state.lse.view()),
+        expected_output_(expected.output.view()),
+        expected_lse_(expected.lse.view()) {}
+
+  Accuracy run() {
+    for (int64_t s = 0; s < batch_.num_seqs(); ++s) {
+      const double of_sums = 3 * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) *
+                             largest_value(batch_, s);
+      for (int64_t t = batch_.query_start(s); t < batch_.query_start(s + 1); ++t) {
+        for (int64_t h = 0; h < batch_.num_q_heads(); ++h) measure_state(t, h, of_sums);
+      }
+    }
+    return accuracy_;
+  }
+
+ private:
+  void measure_state(int64_t token, int64_t q_head, double of_sums) {
+    const int64_t state = token * batch_.num_q_heads() + q_head;
+    const int64_t v_head_dim = output_.shape[2];
+    for (int64_t d = 0; d < v_head_dim; ++d) {
+      const double got = load(output_, state * v_head_dim + d);
+      const double want = load(expected_output_, state * v_head_dim + d);
+      const double tolerance = of_sums + rounding(output_.dtype, std::isfinite(want) ? want : 0);
+      const double error = distance(output_.dtype, got, want);
+      if (error / tolerance > worst_share_) {
+        worst_share_ = error / tolerance;
+        accuracy_.error = error;
+        accuracy_.tolerance = tolerance;
+      }
+      if (!(error <= tolerance)) {
+        fail(fmt::format("output[{}, {}, {}]: expected {} within {:.1e}, got {}", token, q_head, d,
+                         want, tolerance, got));
+      }
+    }
+    const double got = load(lse_, state), want = load(expected_lse_, state);
+    const double scale = std::isfinite(want) ? std::max(1.0, std::abs(want)) : 1.0;
+    const double error = distance(DType::kFloat32, got, want) / scale;
+    accuracy_.lse_error = std::max(accuracy_.lse_error, error);
+    if (!(error <= kLseTolerance)) {
+      fail(fmt::format("lse[{}, {}]: expected {} within a relative {:.0e}, got {}", token, q_head,
+                       want, kLseTolerance, got));
+    }
+  }
+
+  void fail(std::string what) {
+    if (accuracy_.failure.empty()) accuracy_.failure = std::move(what);
+  }
+
+  const Batch& batch_;
+  const TensorView output_, lse_, expected_output_, expected_lse_;
+  double worst_share_ = -1;  // of its tolerance
+  Accuracy accuracy_;
+};
+
+}  // namespace
+
+Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected) {
+  return Measurement(batch, state, expected).run();
+}
+
+}  // namespace pagefill::cli

@@ -1,0 +1,26 @@
+// How far a result lies from its float64 expectation, and how far it may.
+#pragma once
+
+#include <string>
+
+#include "batch.h"
+#include "expected.h"
+
+namespace pagefill::cli {
+
+struct Accuracy {
+  // Of the element that comes closest to its tolerance, or is furthest beyond it.
+  double error = 0;
+  double tolerance = 0;
+  double lse_error = 0;  // largest; relative, but absolute where |lse| < 1
+  std::string failure;   // the first thing wrong; empty: all within tolerance
+};
+
+inline constexpr double kLseTolerance = 1e-5;
+
+// An element may be off by one rounding of query's dtype and 3 * 2^-24 * sqrt(context_len) of the largest
+// value that its sequence attends to: the sums are float32 and about as long as the context, so their
+// rounding errors grow like its root.
+Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected);
+
+}  // namespace pagefill::cli

@@ -1,0 +1,188 @@
+// pagefill bench: how fast the operator is, as a share of what the machine can do.
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench_measure.h"
+#include "bench_shape.h"
+#include "commands.h"
+#include "pagefill/backend.h"
+#include "peak.h"
+#include "terminal.h"
+
+namespace pagefill::cli {
+namespace {
+
+// Lengths and counts go into int32 metadata.
+const CLI::Validator kCount = CLI::Range(int64_t{1}, int64_t{INT32_MAX}).description("");
+
+struct BenchArguments {
+  BenchShape shape;
+  std::string heads = "32/8";
+  std::string dtype = "float32";
+  std::string cache_dtype;  // empty: dtype
+  std::string backend = "auto";
+  std::string cpu_target = "auto";
+  int threads = 0;
+  std::optional<int> repeats;
+  bool json = false;
+};
+
+Result<DType> parse_dtype(const char* option, const std::string& text) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    if (text == dtype_name(dtype)) return dtype;
+  }
+  return Status(
+      StatusCode::kInvalidArgument,
+      fmt::format("{}: expected float32, bfloat16 or float16, got \"{}\"", option, text));
+}
+
+// "32/8": query heads over KV heads.
+Status parse_heads(const std::string& text, BenchShape& shape) {
+  const char* const end = text.data() + text.size();
+  const auto query = std::from_chars(text.data(), end, shape.num_q_heads);
+  if (query.ec == std::errc() && query.ptr != end && *query.ptr == '/') {
+    const auto kv = std::from_chars(query.ptr + 1, end, shape.num_kv_heads);
+    const bool counts = shape.num_q_heads >= 1 && shape.num_q_heads <= INT32_MAX &&
+                        shape.num_kv_heads >= 1 && shape.num_kv_heads <= INT32_MAX;
+    if (kv.ec == std::errc() && kv.ptr == end && counts) return {};
+  }
+  return Status(StatusCode::kInvalidArgument,
+                fmt::format("--heads: expected num_q_heads/num_kv_heads, as 32/8, got \"{}\"", text));
+}
+
+// What --heads and the dtypes say, put into the shape.
+Status finish_shape(BenchArguments& arguments) {
+  if (Status status = parse_heads(arguments.heads, arguments.shape); !status.ok()) return status;
+  const Result<DType> dtype = parse_dtype("--dtype", arguments.dtype);
+  if (!dtype.ok()) return dtype.status();
+  arguments.shape.dtype = *dtype;
+  if (arguments.cache_dtype.empty()) return {};
+  const Result<DType> cache_dtype = parse_dtype("--cache-dtype", arguments.cache_dtype);
+  if (!cache_dtype.ok()) return cache_dtype.status();
+  arguments.shape.cache_dtype = *cache_dtype;
+  return {};
+}
+
+std::string json_line(const BenchShape& shape, const Measurement& result) {
+  return nlohmann::ordered_json{
+      {"backend", result.backend},
+      {"target", result.target},
+      {"dtype", dtype_name(shape.dtype)},
+      {"cache_dtype", dtype_name(shape.kv_dtype())},
+      {"chunk", shape.chunk},
+      {"context", shape.context},
+      {"num_q_heads", shape.num_q_heads},
+      {"num_kv_heads", shape.num_kv_heads},
+      {"head_dim", shape.head_dim},
+      {"page_size", shape.page_size},
+      {"threads", result.threads},
+      {"median_seconds", result.median_seconds},
+      {"useful_flops", result.useful_flops},
+      {"peak_flops", result.peak_flops},
+      {"share_of_peak", result.share_of_peak()},
+      {"cache_bytes", result.cache_bytes},
+      {"peak_bandwidth", result.peak_bandwidth},
+      {"share_of_bandwidth", result.share_of_bandwidth()},
+  }.dump();
+}
+
+std::string title(const BackendChoice& choice, const PeakKernels& kernels) {
+  const std::string target = choice.target.empty() ? "" : fmt::format(", {}", choice.target);
+  return fmt::format(
+      "pagefill {}: backend {}{}, {} thread{}; peaks are those of {}, measured between the runs",
+      version(), choice.backend, target, choice.num_threads, choice.num_threads == 1 ? "" : "s",
+      kernels.target);
+}
+
+std::string headings() {
+  const size_t width = std::string_view(kShapeHeadings).size();
+  return fmt::format("{:{}}          milliseconds             GFLOP/s            GB/s of cache\n"
+                     "{}     median       best    done    peak     %    read    peak     %\n",
+                     "", width, kShapeHeadings);
+}
+
+// Reading the cache is what bounds decode; elsewhere its rate says nothing.
+std::string table_row(const BenchShape& shape, const Measurement& result) {
+  std::string row = fmt::format("{} {:>10.2f} {:>10.2f} {:>7.1f} {:>7.1f} {:>5.1f}", describe(shape),
+                                result.median_seconds * 1e3, result.best_seconds * 1e3,
+                                result.useful_flops / result.median_seconds * 1e-9,
+                                result.peak_flops * 1e-9, result.share_of_peak() * 100);
+  if (shape.chunk == 1) {
+    row += fmt::format(" {:>7.1f} {:>7.1f} {:>5.1f}",
+                       result.cache_bytes / result.median_seconds * 1e-9,
+                       result.peak_bandwidth * 1e-9, result.share_of_bandwidth() * 100);
+  }
+  return row + describe_options(shape);
+}
+
+int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments) {
+  const Context context{.backend = arguments.backend,
+                        .cpu_target = arguments.cpu_target,
+                        .num_threads = arguments.threads};
+  const Result<BackendChoice> choice = choose_backend(context);
+  if (!choice.ok()) return wrong_use(choice.status().message());
+  const PeakKernels* kernels = find_peak_kernels(choice->target);
+  if (kernels == nullptr) {
+    return wrong_use(fmt::format("no loops that measure the peak of {} here", choice->target));
+  }
+
+  const PeakMeter meter(*kernels, choice->num_threads);
+  Progress progress;
+  bool first = true;
+  for (const BenchShape& shape : shapes) {
+    const Result<Measurement> result = measure(shape, context, meter, arguments.repeats, progress);
+    progress.clear();
+    if (!result.ok()) return wrong_use(result.status().message());
+    if (first && !arguments.json) fmt::print("{}\n\n{}", title(*choice, *kernels), headings());
+    first = false;
+    fmt::print("{}\n", arguments.json ? json_line(shape, *result) : table_row(shape, *result));
+    std::fflush(stdout);
+  }
+  return kExitDone;
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, int& exit_code) {
+  auto arguments = std::make_shared<BenchArguments>();
+  CLI::App* command = app.add_subcommand(
+      "bench", "Time the operator: a standard set of shapes, or the one that the shape's options give");
+
+  CLI::Option_group* shape = command->add_option_group("Shape", "any of these: that shape alone");
+  BenchShape& s = arguments->shape;
+  shape->add_option("--chunk", s.chunk, "Queries (512)")->check(kCount);
+  shape->add_option("--context", s.context, "Tokens in the context (4096)")->check(kCount);
+  shape->add_option("--heads", arguments->heads, "num_q_heads/num_kv_heads (32/8)");
+  shape->add_option("--head-dim", s.head_dim, "(128)")->check(kCount);
+  shape->add_option("--v-head-dim", s.v_head_dim, "(head_dim)")->check(kCount);
+  shape->add_option("--page-size", s.page_size, "Slots of a page (16)")->check(kCount);
+  shape->add_option("--dtype", arguments->dtype, "float32, bfloat16 or float16 (float32)");
+  shape->add_option("--cache-dtype", arguments->cache_dtype, "(dtype)");
+  shape->add_option("--soft-cap", s.soft_cap, "attn_logits_soft_cap (none)");
+  shape->add_option("--window", s.window, "sliding_window (none)");
+  shape->add_flag("--sinks", s.sinks, "A sink for each head");
+
+  command->add_option("--backend", arguments->backend, "auto, or a name that info lists");
+  command->add_option("--cpu-target", arguments->cpu_target, "auto, or a name that info lists");
+  command->add_option("--threads", arguments->threads, "0: all of the machine's");
+  command->add_option("--repeats", arguments->repeats, "Timed runs (3 seconds' worth, 5 to 50)")
+      ->check(CLI::Range(1, 1'000'000));
+  command->add_flag("--json", arguments->json, "One JSON object a line");
+
+  command->callback([arguments, shape, &exit_code] {
+    if (const Status status = finish_shape(*arguments); !status.ok()) {
+      exit_code = wrong_use(status.message());
+      return;
+    }
+    const bool one = shape->count_all() > 0;
+    exit_code = bench(one ? std::vector{arguments->shape} : standard_shapes(), *arguments);
+  });
+}
+
+}  // namespace pagefill::cli

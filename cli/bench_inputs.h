@@ -1,0 +1,58 @@
+// One call's arguments, filled with noise: what `pagefill bench` times.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "bench_shape.h"
+#include "pagefill/attention.h"
+
+namespace pagefill::cli {
+
+// At the start of a cache line, where serving engines and tensor libraries put their tensors too.
+class AlignedMemory {
+ public:
+  AlignedMemory() = default;
+  // Throws std::bad_alloc when there is no such memory.
+  explicit AlignedMemory(size_t num_bytes)
+      : bytes_(static_cast<std::byte*>(::operator new(num_bytes, kAlignment))), size_(num_bytes) {}
+
+  std::byte* data() const { return bytes_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{kWorkspaceAlignment};
+  struct Free {
+    void operator()(std::byte* bytes) const { ::operator delete(bytes, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Free> bytes_;
+  size_t size_ = 0;
+};
+
+// Queries, keys and values are normally distributed, or nearly, with variance 1; the pages lie in random
+// order. Throws std::bad_alloc when there is no such memory.
+class BenchInputs {
+ public:
+  explicit BenchInputs(const BenchShape& shape);
+
+  Status run(const Context& context) const;
+  Result<size_t> workspace_size(const Context& context) const;
+
+ private:
+  AlignedMemory query_memory_, key_memory_, value_memory_, output_memory_;
+  std::vector<float> sink_logits_;
+  std::vector<int32_t> page_indices_;
+  int32_t query_starts_[2];
+  int32_t context_len_[1];
+  TensorView query_, key_cache_, value_cache_;
+  MutableTensorView output_;
+  AttentionOptions options_;
+};
+
+// Bytes that the inputs of a shape take; more than any machine has where an int64 cannot say.
+double input_bytes(const BenchShape& shape);
+
+}  // namespace pagefill::cli

@@ -1,0 +1,163 @@
+// pagefill demo: several sequences in one paged cache, their bits against one whole prefill each, and the
+// memory that pages saved.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "demo_engine.h"
+#include "pagefill/backend.h"
+#include "terminal.h"
+
+namespace pagefill::cli {
+namespace {
+
+constexpr int64_t kTotalNumPages = 64;
+constexpr int64_t kMaxContext = 1024;  // what a contiguous cache would keep for each sequence
+// Not a multiple of the page size: the last shared page is half full, and copied when a fork goes on.
+constexpr int64_t kSystemPromptLen = 184;
+constexpr int64_t kNumDecode = 24;
+
+struct DemoArguments {
+  std::string backend = "auto";
+  std::string cpu_target = "auto";
+  int threads = 0;
+};
+
+struct DemoRun {
+  std::vector<Sequence> sequences;
+  int64_t num_steps = 0;
+};
+
+Status finish_all(Engine& engine, DemoRun& run) {
+  const auto finished = [](const Sequence& sequence) { return sequence.finished(); };
+  while (!std::ranges::all_of(run.sequences, finished)) {
+    if (Status status = engine.step(run.sequences); !status.ok()) return status;
+    ++run.num_steps;
+  }
+  return {};
+}
+
+// A system prompt, then conversations that go on from it, and one that does not.
+Result<DemoRun> serve(Engine& engine) {
+  DemoRun run;
+  uint64_t seed = 1;
+  Result<Sequence> system = engine.add("system prompt", random_tokens(kSystemPromptLen, seed), 0, 0);
+  if (!system.ok()) return system.status();
+  run.sequences.push_back(std::move(system).value());
+  if (Status status = finish_all(engine, run); !status.ok()) return status;
+
+  for (const int64_t prompt_len : {37, 120, 5, 72}) {
+    const Sequence& parent = run.sequences.front();
+    const Tokens prompt = random_tokens(prompt_len, ++seed);
+    Result<Sequence> user =
+        engine.fork(parent, fmt::format("user {}", seed - 1), prompt, kNumDecode, seed + 100);
+    if (!user.ok()) return user.status();
+    run.sequences.push_back(std::move(user).value());
+  }
+  Result<Sequence> other = engine.add("no system prompt", random_tokens(90, ++seed), kNumDecode, seed + 100);
+  if (!other.ok()) return other.status();
+  run.sequences.push_back(std::move(other).value());
+  if (Status status = finish_all(engine, run); !status.ok()) return status;
+  return run;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// A row a sequence; how many of them have not the bits of one whole prefill.
+Result<int> print_sequences(const Engine& engine, const DemoRun& run, const Context& context) {
+  fmt::print("{:<18}{:>7}{:>8}{:>8}{:>9}{:>9}{:>7}{:>12}\n", "sequence", "shared", "prompt", "chunks",
+             "decoded", "context", "pages", "own pages");
+  int num_different = 0;
+  for (const Sequence& sequence : run.sequences) {
+    const Result<Attended> whole = whole_prefill(sequence.tokens, context);
+    if (!whole.ok()) return whole.status();
+    const bool equal = same_bits(whole->output, sequence.attended.output) &&
+                       same_bits(whole->lse, sequence.attended.lse);
+    num_different += equal ? 0 : 1;
+    const auto pages = engine.allocator().page_indices(sequence.id);
+    if (!pages.ok()) return pages.status();
+    const auto own = std::ranges::count_if(
+        *pages, [&](int32_t page) { return engine.allocator().reference_count(page) == 1; });
+    fmt::print("{:<18}{:>7}{:>8}{:>8}{:>9}{:>9}{:>7}{:>12}    bits {}\n", sequence.name,
+               sequence.shared_len, sequence.prompt_len - sequence.shared_len, sequence.num_chunks,
+               sequence.num_decoded, sequence.context_len, pages->size(), own,
+               equal ? "equal" : "DIFFER");
+  }
+  return num_different;
+}
+
+void print_memory(const Engine& engine, const DemoRun& run) {
+  const int64_t kib_per_slot = 2 * kNumKvHeads * kHeadDim * int64_t{sizeof(float)};  // x 1024 slots
+  const auto num_sequences = static_cast<int64_t>(run.sequences.size());
+  int64_t unshared_pages = 0;
+  for (const Sequence& sequence : run.sequences) {
+    unshared_pages += (sequence.context_len + kPageSize - 1) / kPageSize;
+  }
+  const int64_t used_pages =
+      engine.allocator().total_num_pages() - engine.allocator().num_free_pages();
+  const int64_t contiguous_slots = num_sequences * kMaxContext;
+  const auto row = [&](const std::string& label, int64_t slots) {
+    fmt::print("{:<45}{:>8} slots{:>8} KiB{:>7.1f} %\n", label, slots, slots * kib_per_slot / 1024,
+               100.0 * static_cast<double>(slots) / static_cast<double>(contiguous_slots));
+  };
+  fmt::print("memory of keys and values\n");
+  row(fmt::format("  contiguous, {} slots for each sequence", kMaxContext), contiguous_slots);
+  row("  paged", unshared_pages * kPageSize);
+  row("  paged, system prompt shared (this run)", used_pages * kPageSize);
+}
+
+int demo(const DemoArguments& arguments) {
+  const Context context{.backend = arguments.backend,
+                        .cpu_target = arguments.cpu_target,
+                        .num_threads = arguments.threads};
+  const Result<BackendChoice> choice = choose_backend(context);
+  if (!choice.ok()) return wrong_use(choice.status().message());
+  Result<Engine> engine = Engine::create(kTotalNumPages, context);
+  if (!engine.ok()) return wrong_use(engine.status().message());
+  const Result<DemoRun> run = serve(*engine);
+  if (!run.ok()) return wrong_use(run.status().message());
+
+  fmt::print("pagefill {}: backend {}{}{}, {} thread{}\n", version(), choice->backend,
+             choice->target.empty() ? "" : " ", choice->target, choice->num_threads,
+             choice->num_threads == 1 ? "" : "s");
+  fmt::print("{} sequences in one cache of {} pages of {} slots; {} query heads over {} KV heads, "
+             "head_dim {}\n\n",
+             run->sequences.size(), kTotalNumPages, kPageSize, kNumQHeads, kNumKvHeads, kHeadDim);
+  const Result<int> num_different = print_sequences(*engine, *run, context);
+  if (!num_different.ok()) return wrong_use(num_different.status().message());
+  fmt::print("\n{} steps, each one ragged batch of prompt chunks (up to {} tokens) and decode tokens.\n",
+             run->num_steps, kMaxChunk);
+  fmt::print("The users share the system prompt's pages; {} copies of its half-full last page.\n\n",
+             engine->num_copied_pages());
+  print_memory(*engine, *run);
+  if (*num_different > 0) {
+    fmt::print("\n{} of {} sequences differ from one whole prefill.\n", *num_different,
+               run->sequences.size());
+    return kExitCheckFailed;
+  }
+  fmt::print("\nEvery output and lse has the bits of one whole prefill of its sequence over one page.\n");
+  return kExitDone;
+}
+
+}  // namespace
+
+void add_demo_command(CLI::App& app, int& exit_code) {
+  auto arguments = std::make_shared<DemoArguments>();
+  CLI::App* command = app.add_subcommand(
+      "demo", "Serve several sequences from one paged cache; compare bits and memory");
+  command->add_option("--backend", arguments->backend)->option_text("auto|reference|cpu|cuda");
+  command->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
+      ->option_text("T");
+  command->add_option("--threads", arguments->threads, "0: PAGEFILL_NUM_THREADS, or all")
+      ->option_text("N");
+  command->callback([arguments, &exit_code] { exit_code = demo(*arguments); });
+}
+
+}  // namespace pagefill::cli

@@ -1,0 +1,59 @@
+// A tensor that owns its memory: row-major, without gaps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pagefill/tensor.h"
+
+namespace pagefill::cli {
+
+struct Tensor {
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+  std::vector<std::byte> bytes;  // operator new aligns to 16, more than any dtype asks for
+
+  // Filled with zeros. Throws std::bad_alloc when there is no such memory.
+  static Tensor zeros(DType dtype, std::vector<int64_t> shape);
+
+  template <typename T>
+  static Tensor of(std::vector<int64_t> shape, std::span<const T> elements) {
+    const auto bytes = std::as_bytes(elements);
+    return {DTypeOf<T>::value, std::move(shape), {bytes.begin(), bytes.end()}};
+  }
+
+  // A rank beyond kMaxRank stays visible, so that a call refuses it by name.
+  TensorView view() const;
+  MutableTensorView view();
+
+  // The elements; T must be the dtype's type.
+  template <typename T>
+  std::span<T> elements() {
+    return {reinterpret_cast<T*>(bytes.data()), bytes.size() / sizeof(T)};
+  }
+  template <typename T>
+  std::span<const T> elements() const {
+    return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
+  }
+
+  friend bool operator==(const Tensor&, const Tensor&) = default;
+};
+
+// Bytes that such a tensor takes; nothing where an extent is negative, or where the extents that are not 0
+// multiply to more than an int64 holds, so that strides could not be computed either.
+std::optional<int64_t> tensor_bytes(DType dtype, std::span<const int64_t> shape);
+
+// "float32 [2, 9, 16, 64]".
+std::string describe(const Tensor& tensor);
+
+// One element of a float32, bfloat16, float16 or float64 tensor.
+double load(const TensorView& view, int64_t offset);
+
+// One element of a float32, bfloat16 or float16 tensor, rounded to it.
+void store(const MutableTensorView& view, int64_t offset, float value);
+
+}  // namespace pagefill::cli

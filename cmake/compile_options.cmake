@@ -1,0 +1,17 @@
+# What every target of pagefill is compiled with: pagefill_compile_options, linked privately.
+add_library(pagefill_compile_options INTERFACE)
+target_compile_options(pagefill_compile_options INTERFACE
+  -Wall -Wextra -Wshadow -Wno-psabi
+  # A compiler that may fuse a * b + c decides anew in each function; the same row would get other bits
+  # from other tiles.
+  -ffp-contract=off)
+
+if(PAGEFILL_SANITIZE STREQUAL "address")
+  set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(PAGEFILL_SANITIZE STREQUAL "thread")
+  set(sanitize -fsanitize=thread -fno-omit-frame-pointer)
+elseif(NOT PAGEFILL_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "PAGEFILL_SANITIZE: expected address or thread, got ${PAGEFILL_SANITIZE}")
+endif()
+target_compile_options(pagefill_compile_options INTERFACE ${sanitize})
+target_link_options(pagefill_compile_options INTERFACE ${sanitize})

@@ -1,0 +1,45 @@
+// What can run here, and what will.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "pagefill/executor.h"
+#include "pagefill/export.h"
+#include "pagefill/status.h"
+
+namespace pagefill {
+
+// An instruction set of a backend.
+struct TargetInfo {
+  std::string name;         // as PAGEFILL_CPU_TARGET takes it
+  std::string description;  // one line
+  bool available = false;   // this machine has it
+};
+
+struct BackendInfo {
+  std::string name;         // as PAGEFILL_BACKEND takes it
+  std::string description;  // one line
+  bool available = false;
+  std::string reason;                // where not available: why
+  std::vector<TargetInfo> targets;   // best first; all that were compiled in
+};
+
+struct BackendChoice {
+  std::string backend;
+  std::string target;
+  int num_threads = 0;
+  std::string reason;  // one line: who asked for it, or why it is the best
+};
+
+// All backends that were compiled in, best first.
+PAGEFILL_EXPORT std::vector<BackendInfo> list_backends();
+
+// What a call with this context would run on; an error where what was asked for is unknown or not
+// available here.
+PAGEFILL_EXPORT Result<BackendChoice> choose_backend(const Context& context = {});
+
+// "0.1.0".
+PAGEFILL_EXPORT const char* version();
+
+}  // namespace pagefill

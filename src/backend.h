@@ -1,0 +1,50 @@
+// What a backend is. The list of them is in backends.cc.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "pagefill/backend.h"
+#include "pagefill/executor.h"
+#include "pagefill/status.h"
+#include "problem.h"
+
+namespace pagefill {
+
+// How the call runs, settled: no "auto" left.
+struct RunSettings {
+  std::string_view target;
+  int num_threads = 1;
+  Executor* executor = nullptr;       // null: pagefill's own threads
+  std::span<std::byte> workspace{};   // exactly what workspace_size asked for
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+  virtual const char* description() const = 0;
+
+  // Empty where the backend can run here, else why not.
+  virtual std::string unavailable_reason() const { return {}; }
+
+  // Its instruction sets, best first; empty where there is nothing to choose.
+  virtual std::span<const TargetInfo> targets() const { return {}; }
+
+  virtual size_t workspace_size(const Problem& problem, const RunSettings& settings) const = 0;
+
+  // Fills `report->target` with the name that the code that ran gives itself.
+  virtual Status run(const Problem& problem, const RunSettings& settings,
+                     CallReport* report) const = 0;
+};
+
+// Backend, target and threads of a call; what is asked for and not there is an error.
+struct Selection {
+  const Backend* backend = nullptr;
+  RunSettings settings;
+};
+Result<Selection> select_backend(const Context& context);
+
+}  // namespace pagefill

@@ -1,0 +1,367 @@
+// A block of rows against one segment of keys, and what comes before and after. Compiled once for each
+// target.
+#if defined(PAGEFILL_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEFILL_CPU_FORWARD_INL_H_
+#undef PAGEFILL_CPU_FORWARD_INL_H_
+#else
+#define PAGEFILL_CPU_FORWARD_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "backends/cpu/config.h"
+#include "backends/cpu/kernel.h"
+#include "backends/cpu/stage-inl.h"
+#include "backends/cpu/targets.h"
+#include "backends/cpu/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pagefill::cpu {
+namespace HWY_NAMESPACE {
+
+inline constexpr float kLog2E = 1.44269504088896340736f;
+
+// What the queries are multiplied with, so that the scores come out in units of log2(e); with a soft cap,
+// as the argument that tanh_log2 takes.
+inline float score_factor(const Problem& p) {
+  return p.attn_logits_soft_cap ? p.softmax_scale * (2 * kLog2E / *p.attn_logits_soft_cap)
+                                : p.softmax_scale * kLog2E;
+}
+
+// A row tile of a block: its place among the block's rows, and the keys that its rows take.
+struct RowTile {
+  int64_t begin;  // first row within the block
+  int64_t rows;   // whole vectors
+  KeyRange attended;      // any row takes part
+  KeyRange unmasked;      // all rows take part
+  KeyRange visible;       // all rows see the key: no mask_value either
+};
+
+inline RowTile row_tile(const Block& block, const Scratch& scratch, int64_t begin, int64_t rows) {
+  constexpr int64_t kFar = std::numeric_limits<int32_t>::max();
+  RowTile tile{begin, rows, {kFar, 0}, {0, kFar}, {0, kFar}};
+  const int64_t end = std::min(begin + rows, block.num_rows());
+  for (int64_t r = begin; r < end; ++r) {
+    const KeyRange attended{scratch.attended_begin[r], scratch.attended_end[r]};
+    if (!attended.empty()) {
+      tile.attended.begin = std::min(tile.attended.begin, attended.begin);
+      tile.attended.end = std::max(tile.attended.end, attended.end);
+    }
+    tile.unmasked.begin = std::max(tile.unmasked.begin, attended.begin);
+    tile.unmasked.end = std::min(tile.unmasked.end, attended.end);
+    tile.visible.begin = std::max<int64_t>(tile.visible.begin, scratch.visible_begin[r]);
+    tile.visible.end = std::min<int64_t>(tile.visible.end, scratch.visible_end[r]);
+  }
+  return tile;
+}
+
+inline KeyRange intersect(KeyRange a, KeyRange b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+inline bool covers(KeyRange outer, int64_t begin, int64_t end) {
+  return outer.begin <= begin && end <= outer.end;
+}
+
+template <int kVectors>
+HWY_INLINE void score_tile(const Problem& p, const RowTile& tile, int64_t begin, int64_t end,
+                           const Scratch& scratch) {
+  const float* queries = scratch.queries + tile.begin * p.head_dim;
+  for (int64_t k = begin; k < end; k += kKeyStep) {
+    score_four_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k,
+                              scratch.scores + k * tile.rows);
+  }
+}
+
+template <int kRows>
+HWY_INLINE void add_rows(const RowTile& tile, int64_t row, int64_t begin, int64_t end,
+                         int64_t value_block, int64_t value_stride, const Scratch& scratch,
+                         float* acc) {
+  for (int64_t c = 0; c < value_stride; c += value_block) {
+    add_values<kRows>(scratch.scores + row, tile.rows, scratch.values + c * kTileKv, begin, end,
+                      scratch.rescale + row, acc + row * value_stride + c, value_stride);
+  }
+}
+
+// Only rows that exist: a decode row is not computed as the four that its granule has.
+inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
+                     int64_t value_block, int64_t value_stride, const Scratch& scratch, float* acc) {
+  int64_t row = 0;
+  for (; row + 6 <= num_rows; row += 6) {
+    add_rows<6>(tile, row, begin, end, value_block, value_stride, scratch, acc);
+  }
+  for (; row + 4 <= num_rows; row += 4) {
+    add_rows<4>(tile, row, begin, end, value_block, value_stride, scratch, acc);
+  }
+  for (; row + 2 <= num_rows; row += 2) {
+    add_rows<2>(tile, row, begin, end, value_block, value_stride, scratch, acc);
+  }
+  if (row < num_rows) {
+    add_rows<1>(tile, row, begin, end, value_block, value_stride, scratch, acc);
+  }
+}
+
+inline void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t tile_start,
+                                int64_t begin, int64_t end, int64_t value_stride,
+                                const Scratch& scratch, float* acc) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const int64_t first = std::max(begin, scratch.attended_begin[tile.begin + r] - tile_start);
+    const int64_t last = std::min(end, scratch.attended_end[tile.begin + r] - tile_start);
+    add_values_of_row(scratch.scores + r, tile.rows, scratch.values, first, last,
+                      scratch.rescale[r], acc + r * value_stride, value_stride);
+  }
+}
+
+// One row tile against the KV tile at tile_start, whose keys and values are staged.
+inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile, int64_t tile_start,
+                        KeyRange keys, bool values_finite, int64_t lanes, const Scratch& scratch,
+                        const State& state) {
+  const int64_t begin = (keys.begin - tile_start) / kKeyStep * kKeyStep;
+  const int64_t end = round_up(keys.end - tile_start, kKeyStep);
+  switch (tile.rows / lanes) {
+    case 1: score_tile<1>(p, tile, begin, end, scratch); break;
+    case 2: score_tile<2>(p, tile, begin, end, scratch); break;
+    default: score_tile<3>(p, tile, begin, end, scratch); break;
+  }
+  if (p.attn_logits_soft_cap) {
+    soft_cap_scores(scratch.scores + begin * tile.rows, (end - begin) * tile.rows,
+                    *p.attn_logits_soft_cap * kLog2E);
+  }
+  if (p.mask.masked_keys_count && !covers(tile.visible, tile_start + begin, tile_start + end)) {
+    select_scores<false>(scratch.scores, tile.rows, tile_start, begin, end,
+                         scratch.visible_begin + tile.begin, scratch.visible_end + tile.begin,
+                         p.mask_value * kLog2E);
+  }
+  const bool masked = !covers(tile.unmasked, tile_start + begin, tile_start + end);
+  if (masked) {
+    select_scores<true>(scratch.scores, tile.rows, tile_start, begin, end,
+                        scratch.attended_begin + tile.begin, scratch.attended_end + tile.begin, 0);
+  }
+  softmax(scratch.scores, tile.rows, begin, end, state.max + tile.begin, state.sum + tile.begin,
+          scratch.rescale);
+  const int64_t value_block = kValueVectors * lanes;
+  const int64_t value_stride = round_up(p.v_head_dim, value_block);
+  const int64_t num_rows = std::min(tile.rows, block.num_rows() - tile.begin);
+  float* acc = state.acc + tile.begin * value_stride;
+  if (masked && !values_finite) {
+    add_tile_row_by_row(tile, num_rows, tile_start, begin, end, value_stride, scratch, acc);
+  } else {
+    add_tile(tile, num_rows, begin, end, value_block, value_stride, scratch, acc);
+  }
+}
+
+template <class T>
+HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange segment,
+                                  const Scratch& scratch, const State& state) {
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const int64_t value_block = kValueVectors * lanes;
+  const int64_t value_stride = round_up(p.v_head_dim, value_block);
+  const int64_t rows = round_up(block.num_rows(), lanes);
+  std::fill_n(state.max, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(state.sum, rows, 0.0f);
+  std::fill_n(state.acc, rows * value_stride, 0.0f);
+
+  RowTile tiles[kMaxRowTiles];
+  int64_t num_tiles = 0;
+  for (int64_t row = 0; row < rows;) {
+    const int64_t tile_rows = std::min(kMaxRowVectors * lanes, rows - row);
+    tiles[num_tiles++] = row_tile(block, scratch, row, tile_rows);
+    row += tile_rows;
+  }
+
+  for (int64_t tile_start = segment.begin / kTileKv * kTileKv; tile_start < segment.end;
+       tile_start += kTileKv) {
+    const KeyRange keys = intersect(segment, {tile_start, tile_start + kTileKv});
+    stage_keys<T>(p, block, tile_start, keys, scratch);
+    const bool finite =
+        stage_values<T>(p, block, tile_start, keys, value_block, value_stride, scratch.values);
+    for (int64_t t = 0; t < num_tiles; ++t) {
+      const KeyRange tile_keys = intersect(keys, tiles[t].attended);
+      if (tile_keys.empty()) continue;
+      attend_tile(p, block, tiles[t], tile_start, tile_keys, finite, lanes, scratch, state);
+    }
+  }
+}
+
+inline void attend_segment(const Problem& p, const Block& block, KeyRange segment,
+                           const Scratch& scratch, const State& state) {
+  switch (p.key_cache.dtype) {
+    case DType::kBFloat16: return attend_segment_of<bfloat16>(p, block, segment, scratch, state);
+    case DType::kFloat16: return attend_segment_of<float16>(p, block, segment, scratch, state);
+    default: return attend_segment_of<float>(p, block, segment, scratch, state);
+  }
+}
+
+template <class T>
+HWY_INLINE void load_query_row(const T* from, int64_t head_dim, float factor, float* to,
+                               int64_t stride) {
+  const StepTag d;
+  HWY_ALIGN float step[8];
+  const int64_t n = hn::Lanes(d);
+  for (int64_t i = 0; i < head_dim; i += n) {
+    hn::Store(hn::Mul(load_floats(d, from + i), hn::Set(d, factor)), d, step);
+    for (int64_t j = 0; j < n; ++j) to[(i + j) * stride] = step[j];
+  }
+}
+
+inline void load_query_row(const TensorView& query, int64_t offset, int64_t head_dim, float factor,
+                           float* to, int64_t stride) {
+  switch (query.dtype) {
+    case DType::kBFloat16:
+      return load_query_row(static_cast<const bfloat16*>(query.data) + offset, head_dim, factor, to,
+                            stride);
+    case DType::kFloat16:
+      return load_query_row(static_cast<const float16*>(query.data) + offset, head_dim, factor, to,
+                            stride);
+    default:
+      return load_query_row(static_cast<const float*>(query.data) + offset, head_dim, factor, to,
+                            stride);
+  }
+}
+
+// The lanes past the last row of a block repeat it.
+inline void load_queries(const Problem& p, const Block& block, const Scratch& scratch) {
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const int64_t rows = round_up(block.num_rows(), lanes);
+  const float factor = score_factor(p);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = block.row_begin + std::min(r, block.num_rows() - 1);
+    const int64_t token = row / p.group, q_head = block.kv_head * p.group + row % p.group;
+    const int64_t position = block.seq.position(token);
+    const KeyRange attended = p.mask.attended(block.seq, position);
+    const KeyRange visible = p.mask.visible(block.seq, position);
+    scratch.attended_begin[r] = static_cast<int32_t>(attended.begin);
+    scratch.attended_end[r] = static_cast<int32_t>(attended.end);
+    scratch.visible_begin[r] = static_cast<int32_t>(visible.begin);
+    scratch.visible_end[r] = static_cast<int32_t>(visible.end);
+
+    const int64_t tile_begin = r / (kMaxRowVectors * lanes) * (kMaxRowVectors * lanes);
+    const int64_t tile_rows = std::min(kMaxRowVectors * lanes, rows - tile_begin);
+    const int64_t offset = (block.seq.query_start + token) * p.query.strides[0] +
+                           q_head * p.query.strides[1];
+    load_query_row(p.query, offset, p.head_dim, factor,
+                   scratch.queries + tile_begin * p.head_dim + (r - tile_begin), tile_rows);
+  }
+}
+
+// Weights of two states under their common maximum; a state that has seen nothing weighs 0.
+inline void merge(const Problem& p, const Block& block, const State& total, const State& part) {
+  const FloatTag d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t value_stride = round_up(p.v_head_dim, kValueVectors * lanes);
+  const int64_t rows = round_up(block.num_rows(), lanes);
+  const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (int64_t r = 0; r < rows; r += lanes) {
+    const FloatVec a = hn::Load(d, total.max + r), b = hn::Load(d, part.max + r);
+    const FloatVec max = hn::Max(a, b);
+    const FloatVec base = hn::IfThenZeroElse(hn::Eq(max, minus_infinity), max);
+    const FloatVec a_weight = exp2_nonpositive(d, hn::Sub(a, base));
+    const FloatVec b_weight = exp2_nonpositive(d, hn::Sub(b, base));
+    const FloatVec sum = hn::MulAdd(hn::Load(d, part.sum + r), b_weight,
+                                    hn::Mul(hn::Load(d, total.sum + r), a_weight));
+    HWY_ALIGN float a_rows[16], b_rows[16];
+    hn::Store(a_weight, d, a_rows);
+    hn::Store(b_weight, d, b_rows);
+    hn::Store(max, d, total.max + r);
+    hn::Store(sum, d, total.sum + r);
+    const int64_t end = std::min(lanes, block.num_rows() - r);
+    for (int64_t i = 0; i < end; ++i) {
+      float* HWY_RESTRICT to = total.acc + (r + i) * value_stride;
+      const float* HWY_RESTRICT from = part.acc + (r + i) * value_stride;
+      const FloatVec wa = hn::Set(d, a_rows[i]), wb = hn::Set(d, b_rows[i]);
+      for (int64_t c = 0; c < value_stride; c += lanes) {
+        const FloatVec scaled = hn::Mul(hn::Load(d, to + c), wa);
+        hn::Store(hn::MulAdd(hn::Load(d, from + c), wb, scaled), d, to + c);
+      }
+    }
+  }
+}
+
+// One row of the result, divided and rounded. Adding +0 makes -0 of an underflow +0: which zero a sum ends
+// in may depend on the masked keys beside it. NaN gets one encoding for the same reason.
+template <class T>
+HWY_INLINE void write_row(const float* acc, float weight, float sum, int64_t v_head_dim, T* to) {
+  const StepTag d;
+  const int64_t n = hn::Lanes(d);
+  const auto nan = hn::Set(d, std::numeric_limits<float>::quiet_NaN());
+  HWY_ALIGN float step[8];
+  for (int64_t c = 0; c < v_head_dim; c += n) {
+    const auto scaled = hn::Mul(hn::LoadU(d, acc + c), hn::Set(d, weight));
+    auto out = hn::Add(hn::Div(scaled, hn::Set(d, sum)), hn::Zero(d));
+    out = hn::IfThenElse(hn::Eq(out, out), out, nan);
+    if (weight == 0) out = hn::Zero(d);
+    if constexpr (std::is_same_v<T, float>) {
+      hn::StoreU(out, d, to + c);
+    } else {
+      hn::Store(out, d, step);
+      for (int64_t i = 0; i < n; ++i) to[c + i] = T(step[i]);
+    }
+  }
+}
+
+// out = acc * weight / sum, where `weight` brings the state under the maximum that includes the sink. A
+// row without a weight to give (it sees no key, or all of its scores are -inf) has weight 0.
+struct RowResult {
+  float weight, sum, lse;
+};
+
+inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
+  const FloatTag d;
+  const float minus_infinity = -std::numeric_limits<float>::infinity();
+  RowResult result{1, sum, minus_infinity};
+  float base = max;
+  if (has_sink && sink != minus_infinity) {
+    const float sink_log2 = sink * kLog2E;
+    base = std::max(max, sink_log2);
+    HWY_ALIGN float weights[16];
+    hn::Store(exp2_nonpositive(d, hn::Set(d, max - base)), d, weights);
+    result.weight = weights[0];
+    hn::Store(exp2_nonpositive(d, hn::Set(d, sink_log2 - base)), d, weights);
+    result.sum = sum * result.weight + weights[0];
+  }
+  if (result.sum == 0) return {0, 1, minus_infinity};
+  const double lse = (base + std::log2(static_cast<double>(result.sum))) * 0.693147180559945309417;
+  result.lse = std::isnan(lse) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(lse);
+  return result;
+}
+
+inline void write_output(const Problem& p, const Block& block, const State& state) {
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const int64_t value_stride = round_up(p.v_head_dim, kValueVectors * lanes);
+  for (int64_t r = 0; r < block.num_rows(); ++r) {
+    const int64_t row = block.row_begin + r;
+    const int64_t token = block.seq.query_start + row / p.group;
+    const int64_t q_head = block.kv_head * p.group + row % p.group;
+    const RowResult result = row_result(state.max[r], state.sum[r], p.sinks.given(),
+                                        p.sinks.given() ? p.sink(q_head) : 0);
+    const float* acc = state.acc + r * value_stride;
+    const int64_t offset = token * p.output.strides[0] + q_head * p.output.strides[1];
+    switch (p.output.dtype) {
+      case DType::kBFloat16:
+        write_row(acc, result.weight, result.sum, p.v_head_dim,
+                  static_cast<bfloat16*>(p.output.data) + offset);
+        break;
+      case DType::kFloat16:
+        write_row(acc, result.weight, result.sum, p.v_head_dim,
+                  static_cast<float16*>(p.output.data) + offset);
+        break;
+      default:
+        write_row(acc, result.weight, result.sum, p.v_head_dim,
+                  static_cast<float*>(p.output.data) + offset);
+    }
+    if (p.lse.given()) {
+      static_cast<float*>(p.lse.data)[token * p.lse.strides[0] + q_head * p.lse.strides[1]] =
+          result.lse;
+    }
+  }
+}
+
+inline Kernel kernel() {
+  return {target_name(HWY_TARGET), static_cast<int64_t>(hn::Lanes(FloatTag())), load_queries,
+          attend_segment, merge, write_output};
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pagefill::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

@@ -1,0 +1,104 @@
+// exp2, tanh and the conversions of staging. Compiled once for each target.
+#if defined(PAGEFILL_CPU_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEFILL_CPU_MATH_INL_H_
+#undef PAGEFILL_CPU_MATH_INL_H_
+#else
+#define PAGEFILL_CPU_MATH_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "pagefill/float_types.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pagefill::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// At most 16 lanes: the tiles are sized for AVX-512, and a wider SVE works in 512 bits.
+using FloatTag = hn::CappedTag<float, 16>;
+using IntTag = hn::RebindToSigned<FloatTag>;
+using FloatVec = hn::Vec<FloatTag>;
+
+// 2^f - 1 = f * poly(f) on [-0.5, 0.5]: minimax of degree 5 for 2^f with the constant held at 1, relative
+// error of 2^f 7.5e-8. Horner on f; every target rounds alike where it has FMA.
+HWY_INLINE FloatVec exp2_fraction_minus_one(FloatTag d, FloatVec f) {
+  FloatVec p = hn::Set(d, 1.339887440e-3f);
+  p = hn::MulAdd(p, f, hn::Set(d, 9.618437357e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.550332548e-2f));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.402264791e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.931472028e-1f));
+  return p;
+}
+
+// Adding this leaves no bits for a fraction: x + kRoundShift holds x rounded to nearest in its low bits,
+// and subtracting it again gives that integer as a float. For |x| < 2^22.
+inline constexpr float kRoundShift = 0x1.8p23f;
+
+// 2^x for x <= 0; 0 below -126 (and for -inf), NaN for NaN. 2^0 is 1 exactly.
+HWY_INLINE FloatVec exp2_nonpositive(FloatTag d, FloatVec x) {
+  const IntTag di;
+  const FloatVec shift = hn::Set(d, kRoundShift);
+  const FloatVec shifted = hn::Add(x, shift);
+  const FloatVec f = hn::Sub(x, hn::Sub(shifted, shift));
+  const FloatVec p = hn::MulAdd(exp2_fraction_minus_one(d, f), f, hn::Set(d, 1.0f));
+  // The low bits of `shifted` are the integer; they go into the exponent.
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+  const FloatVec result = hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), result);
+}
+
+// tanh(x / (2 * log2(e))) = (2^x - 1) / (2^x + 1), with 2^x - 1 built without cancellation: 2^n * r +
+// (2^n - 1) for x = n + f, r = 2^f - 1. The clamp at 40 is beyond where float32's tanh is 1.
+HWY_INLINE FloatVec tanh_log2(FloatTag d, FloatVec x) {
+  const IntTag di;
+  const FloatVec limit = hn::Set(d, 40.0f);
+  // Select, not Min and Max: NaN stays NaN on every target.
+  x = hn::IfThenElse(hn::Gt(x, limit), limit, x);
+  x = hn::IfThenElse(hn::Lt(x, hn::Neg(limit)), hn::Neg(limit), x);
+  const FloatVec shift = hn::Set(d, kRoundShift);
+  const FloatVec one = hn::Set(d, 1.0f);
+  const FloatVec shifted = hn::Add(x, shift);
+  const FloatVec f = hn::Sub(x, hn::Sub(shifted, shift));
+  const FloatVec r = hn::Mul(exp2_fraction_minus_one(d, f), f);
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+  const FloatVec scale = hn::BitCast(d, hn::Add(hn::BitCast(di, one), exponent));
+  const FloatVec e = hn::MulAdd(scale, r, hn::Sub(scale, one));
+  return hn::Div(e, hn::Add(e, hn::Set(d, 2.0f)));
+}
+
+// Loads one vector of elements as float32, exactly.
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float* from) {
+  return hn::LoadU(d, from);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const bfloat16* from) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::PromoteTo(du, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
+  return hn::BitCast(d, hn::ShiftLeft<16>(bits));
+}
+
+// Rebias by multiplying with 2^(127 - 15), which makes subnormals right as well; infinity and NaN get
+// float32's exponent back. Highway 1.0.3 has no conversion that treats all of these alike on all targets.
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToSigned<D> di;
+  const auto bits = hn::PromoteTo(di, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(di, 0x8000)));
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(di, 0x7fff)));
+  const auto rebased = hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f));
+  const auto special = hn::Gt(magnitude, hn::Set(di, 0x0f7fffff));
+  const auto exponent =
+      hn::And(hn::VecFromMask(di, special), hn::Set(di, 0x7f800000));
+  return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(di, rebased), exponent), sign));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pagefill::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

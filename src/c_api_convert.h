@@ -1,0 +1,183 @@
+// The structs of the C interface as those of the C++ interface, one conversion each. Rules about the
+// values are the C++ library's; here is only what C++ cannot express.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+
+#include "checks.h"
+#include "pagefill/attention.h"
+#include "pagefill/executor.h"
+#include "pagefill/pagefill.h"
+
+namespace pagefill {
+
+static_assert(PAGEFILL_OK == static_cast<int>(StatusCode::kOk));
+static_assert(PAGEFILL_INVALID_ARGUMENT == static_cast<int>(StatusCode::kInvalidArgument));
+static_assert(PAGEFILL_UNSUPPORTED == static_cast<int>(StatusCode::kUnsupported));
+static_assert(PAGEFILL_RESOURCE_EXHAUSTED == static_cast<int>(StatusCode::kResourceExhausted));
+static_assert(PAGEFILL_UNAVAILABLE == static_cast<int>(StatusCode::kUnavailable));
+static_assert(PAGEFILL_INTERNAL == static_cast<int>(StatusCode::kInternal));
+static_assert(PAGEFILL_FLOAT32 == static_cast<int>(DType::kFloat32));
+static_assert(PAGEFILL_BFLOAT16 == static_cast<int>(DType::kBFloat16));
+static_assert(PAGEFILL_FLOAT16 == static_cast<int>(DType::kFloat16));
+static_assert(PAGEFILL_INT32 == static_cast<int>(DType::kInt32));
+static_assert(PAGEFILL_FLOAT64 == static_cast<int>(DType::kFloat64));
+static_assert(PAGEFILL_INT64 == static_cast<int>(DType::kInt64));
+static_assert(PAGEFILL_CPU == static_cast<int>(DeviceType::kCpu));
+static_assert(PAGEFILL_CUDA == static_cast<int>(DeviceType::kCuda));
+static_assert(PAGEFILL_MAX_RANK == kMaxRank);
+static_assert(PAGEFILL_WORKSPACE_ALIGNMENT == kWorkspaceAlignment);
+
+// Threads that were handed over as a C function.
+class CExecutor final : public Executor {
+ public:
+  explicit CExecutor(const pagefill_executor& executor) : executor_(executor) {}
+  int num_threads() const override { return executor_.num_threads; }
+  void parallel_for(int64_t num_tasks, void (*task)(void* argument, int64_t index),
+                    void* argument) override {
+    executor_.parallel_for(executor_.self, num_tasks, task, argument);
+  }
+
+ private:
+  pagefill_executor executor_;
+};
+
+// A context with what its pointers lead to.
+struct ConvertedContext {
+  Context context;
+  std::optional<CExecutor> executor;
+  CallReport report;
+  pagefill_call_report* caller_report = nullptr;
+
+  void hand_out_report() const {
+    if (caller_report == nullptr) return;
+    caller_report->backend = report.backend;
+    caller_report->target = report.target;
+    caller_report->num_threads = report.num_threads;
+    caller_report->workspace_bytes = report.workspace_bytes;
+  }
+};
+
+// Converts the arguments of one call and keeps the first error.
+class Arguments {
+ public:
+  const Status& status() const { return status_; }
+  bool ok() const { return status_.ok(); }
+
+  // Not null.
+  template <typename T>
+  bool pointer(std::string_view name, T* pointer) {
+    if (pointer == nullptr) fail(name, "a pointer", "null");
+    return pointer != nullptr;
+  }
+
+  // Not null, and of the size that this library knows.
+  template <typename T>
+  bool sized(std::string_view name, const T* pointer_to_struct) {
+    if (!pointer(name, pointer_to_struct)) return false;
+    const size_t size = pointer_to_struct->struct_size;
+    if (size != sizeof(T)) fail(fmt::format("{}.struct_size", name), sizeof(T), size);
+    return size == sizeof(T);
+  }
+
+  TensorView tensor(std::string_view name, const pagefill_tensor* tensor) {
+    return mutable_tensor(name, tensor);
+  }
+
+  // Null is a view that is not given.
+  TensorView optional_tensor(std::string_view name, const pagefill_tensor* tensor) {
+    return mutable_optional_tensor(name, tensor);
+  }
+
+  MutableTensorView mutable_optional_tensor(std::string_view name, const pagefill_tensor* tensor) {
+    if (tensor == nullptr) return {};
+    const MutableTensorView view = mutable_tensor(name, tensor);
+    if (!view.given()) fail(name, "null or a tensor", "a tensor of rank 0 without data");
+    return view;
+  }
+
+  MutableTensorView mutable_tensor(std::string_view name, const pagefill_tensor* tensor) {
+    MutableTensorView view;
+    if (!sized(name, tensor)) return view;
+    const int64_t last_dtype = static_cast<int64_t>(DType::kInt64);
+    if (tensor->dtype < 0 || tensor->dtype > last_dtype) {
+      fail(fmt::format("{}.dtype", name), fmt::format("0 to {}", last_dtype), tensor->dtype);
+    }
+    if (tensor->device_type != PAGEFILL_CPU && tensor->device_type != PAGEFILL_CUDA) {
+      fail(fmt::format("{}.device_type", name), "0 (CPU) or 1 (CUDA)", tensor->device_type);
+    }
+    view.data = tensor->data;
+    view.dtype = static_cast<DType>(tensor->dtype);
+    view.rank = tensor->rank;
+    view.shape = std::to_array(tensor->shape);
+    view.strides = std::to_array(tensor->strides);
+    view.device = {static_cast<DeviceType>(tensor->device_type), tensor->device_index};
+    return view;
+  }
+
+  // Null is the default.
+  AttentionOptions options(const pagefill_attention_options* options) {
+    AttentionOptions converted;
+    if (options == nullptr || !sized("options", options)) return converted;
+    constexpr uint32_t kKnown = PAGEFILL_HAS_SOFTMAX_SCALE | PAGEFILL_HAS_ATTN_LOGITS_SOFT_CAP |
+                                PAGEFILL_HAS_SLIDING_WINDOW | PAGEFILL_HAS_MASK_VALUE;
+    if ((options->flags & ~kKnown) != 0) {
+      fail("options.flags", fmt::format("bits of {:#x}", kKnown),
+           fmt::format("{:#x}", options->flags));
+    }
+    const auto number = [&](uint32_t flag, std::string_view name, auto value, auto& target) {
+      if ((options->flags & flag) != 0) {
+        target = value;
+      } else if (value != 0) {
+        fail(fmt::format("options.{}", name), "0 where its bit of flags is not set", value);
+      }
+    };
+    number(PAGEFILL_HAS_SOFTMAX_SCALE, "softmax_scale", options->softmax_scale,
+           converted.softmax_scale);
+    number(PAGEFILL_HAS_ATTN_LOGITS_SOFT_CAP, "attn_logits_soft_cap", options->attn_logits_soft_cap,
+           converted.attn_logits_soft_cap);
+    number(PAGEFILL_HAS_SLIDING_WINDOW, "sliding_window", options->sliding_window,
+           converted.sliding_window);
+    number(PAGEFILL_HAS_MASK_VALUE, "mask_value", options->mask_value, converted.mask_value);
+    converted.sinks = optional_tensor("sinks", options->sinks);
+    converted.kv_start = optional_tensor("kv_start", options->kv_start);
+    return converted;
+  }
+
+  // Null is the default. `converted` stays where it is as long as it is used.
+  void context(const pagefill_context* context, ConvertedContext& converted) {
+    if (context == nullptr || !sized("context", context)) return;
+    if (context->backend != nullptr) converted.context.backend = context->backend;
+    if (context->cpu_target != nullptr) converted.context.cpu_target = context->cpu_target;
+    converted.context.num_threads = context->num_threads;
+    if (context->executor != nullptr && sized("executor", context->executor) &&
+        pointer("executor.parallel_for", context->executor->parallel_for)) {
+      converted.context.executor = &converted.executor.emplace(*context->executor);
+    }
+    if ((context->workspace == nullptr) != (context->workspace_size == 0)) {
+      fail("workspace", "memory and its size, or null and 0",
+           fmt::format("{} and {}", fmt::ptr(context->workspace), context->workspace_size));
+    }
+    converted.context.workspace = {static_cast<std::byte*>(context->workspace),
+                                   context->workspace_size};
+    if (context->report != nullptr && sized("report", context->report)) {
+      converted.caller_report = context->report;
+      converted.context.report = &converted.report;
+    }
+  }
+
+ private:
+  template <typename Expected, typename Got>
+  void fail(std::string_view name, const Expected& expected, const Got& got) {
+    if (!status_.ok()) return;
+    status_ = invalid_argument(fmt::format("{}: expected {}, got {}", name, expected, got));
+  }
+
+  Status status_;
+};
+
+}  // namespace pagefill

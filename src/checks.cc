@@ -1,0 +1,164 @@
+#include "checks.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace pagefill {
+namespace {
+
+// Bytes from the first element to the end of the last; -1 where that does not fit in an int64.
+int64_t span_bytes(const TensorView& view) {
+  int64_t last = 0;
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] == 0) return 0;
+    int64_t step;
+    if (__builtin_mul_overflow(view.shape[i] - 1, view.strides[i], &step) ||
+        __builtin_add_overflow(last, step, &last)) {
+      return -1;
+    }
+  }
+  int64_t bytes;
+  return __builtin_mul_overflow(last + 1, dtype_size(view.dtype), &bytes) ? -1 : bytes;
+}
+
+struct ByteRange {
+  uintptr_t begin, end;
+  bool meets(const ByteRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+ByteRange byte_range(const TensorView& view) {
+  const auto begin = reinterpret_cast<uintptr_t>(view.data);
+  return {begin, begin + static_cast<uintptr_t>(span_bytes(view))};
+}
+
+// One row of the outermost dimension.
+TensorView first_row(TensorView view) {
+  view.shape[0] = std::min<int64_t>(view.shape[0], 1);
+  return view;
+}
+
+// Whether rows of the two, which both step by `stride` bytes, keep to parts of the step of their own:
+// the case of query and output as columns of one fused buffer.
+bool interleave(const TensorView& a, const TensorView& b) {
+  const int64_t stride = a.strides[0] * dtype_size(a.dtype);
+  if (stride <= 0 || stride != b.strides[0] * dtype_size(b.dtype)) return false;
+  const int64_t a_size = span_bytes(first_row(a)), b_size = span_bytes(first_row(b));
+  const auto distance = static_cast<int64_t>(reinterpret_cast<intptr_t>(b.data) -
+                                             reinterpret_cast<intptr_t>(a.data));
+  const int64_t phase = (distance % stride + stride) % stride;
+  return phase >= a_size && phase + b_size <= stride;
+}
+
+std::string expected_shape(std::initializer_list<Dimension> shape) {
+  std::vector<std::string> parts;
+  for (const Dimension& d : shape) {
+    parts.push_back(d.expected == kAny ? d.name : fmt::format("{}={}", d.name, d.expected));
+  }
+  return fmt::format("[{}]", fmt::join(parts, ", "));
+}
+
+bool shape_agrees(const TensorView& view, std::initializer_list<Dimension> shape) {
+  if (view.rank != static_cast<int>(shape.size())) return false;
+  int i = 0;
+  for (const Dimension& d : shape) {
+    if (view.shape[i] < 0 || (d.expected != kAny && view.shape[i] != d.expected)) return false;
+    ++i;
+  }
+  return true;
+}
+
+}  // namespace
+
+Status invalid_argument(std::string message) {
+  return Status(StatusCode::kInvalidArgument, std::move(message));
+}
+
+std::string shape_string(const TensorView& view) {
+  if (view.rank < 0 || view.rank > kMaxRank) return fmt::format("rank {}", view.rank);
+  return fmt::format("[{}]", fmt::join(view.shape.begin(), view.shape.begin() + view.rank, ", "));
+}
+
+Status check_tensor(std::string_view name, const TensorView& view,
+                    std::initializer_list<Dimension> shape) {
+  if (!view.given()) {
+    return invalid_argument(
+        fmt::format("{}: expected a tensor {}, got none", name, expected_shape(shape)));
+  }
+  if (!shape_agrees(view, shape)) {
+    return invalid_argument(fmt::format("{}: expected shape {}, got {}", name,
+                                        expected_shape(shape), shape_string(view)));
+  }
+  if (view.device.type != DeviceType::kCpu) {
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("{}: expected memory of the CPU, got memory of a CUDA device", name));
+  }
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.strides[i] < 0) {
+      return invalid_argument(fmt::format("{}: expected strides >= 0, got stride {} in dimension {}",
+                                          name, view.strides[i], i));
+    }
+  }
+  if (view.shape[view.rank - 1] > 1 && view.strides[view.rank - 1] != 1) {
+    return invalid_argument(fmt::format("{}: expected an innermost stride of 1, got {}", name,
+                                        view.strides[view.rank - 1]));
+  }
+  const int64_t bytes = span_bytes(view);
+  if (bytes < 0) {
+    return invalid_argument(fmt::format(
+        "{}: expected a tensor within 2^63 bytes, got shape {} with strides that reach beyond", name,
+        shape_string(view)));
+  }
+  if (bytes > 0 && view.data == nullptr) {
+    return invalid_argument(fmt::format("{}: expected data for shape {}, got a null pointer", name,
+                                        shape_string(view)));
+  }
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(dtype_size(view.dtype)) != 0) {
+    return invalid_argument(fmt::format("{}: expected data aligned to {} bytes ({}), got {}", name,
+                                        dtype_size(view.dtype), dtype_name(view.dtype),
+                                        fmt::ptr(view.data)));
+  }
+  return {};
+}
+
+Status check_dtype(std::string_view name, const TensorView& view,
+                   std::initializer_list<DType> allowed) {
+  if (std::find(allowed.begin(), allowed.end(), view.dtype) != allowed.end()) return {};
+  std::vector<const char*> names;
+  for (DType dtype : allowed) names.push_back(dtype_name(dtype));
+  return invalid_argument(fmt::format("{}: expected dtype {}, got {}", name,
+                                      fmt::join(names, " or "), dtype_name(view.dtype)));
+}
+
+Status check_distinct_elements(std::string_view name, const TensorView& view) {
+  std::array<int, kMaxRank> order{0, 1, 2, 3};
+  std::sort(order.begin(), order.end(),
+            [&](int a, int b) { return view.strides[a] < view.strides[b]; });
+  int64_t covered = 1;  // elements from the first to the end of the last of the dimensions so far
+  for (int d : order) {
+    if (d >= view.rank || view.shape[d] <= 1) continue;
+    if (view.strides[d] < covered) {
+      return invalid_argument(
+          fmt::format("{}: expected elements that do not overlap, got shape {} with stride {} in "
+                      "dimension {}, below the {} elements that a step must pass",
+                      name, shape_string(view), view.strides[d], d, covered));
+    }
+    covered += (view.shape[d] - 1) * view.strides[d];
+  }
+  return {};
+}
+
+Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
+                      const TensorView& other) {
+  if (!view.given() || !other.given() || !byte_range(view).meets(byte_range(other)) ||
+      interleave(view, other)) {
+    return {};
+  }
+  return invalid_argument(fmt::format("{}: expected memory of its own, got memory that overlaps {}",
+                                      name, other_name));
+}
+
+}  // namespace pagefill

@@ -1,0 +1,44 @@
+// The rules that every argument of every call obeys, once. A check returns an empty Status, or the error
+// that names the argument, what was expected and what came.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include "pagefill/status.h"
+#include "pagefill/tensor.h"
+
+namespace pagefill {
+
+Status invalid_argument(std::string message);
+
+// An extent that a shape rule leaves free.
+inline constexpr int64_t kAny = -1;
+
+struct Dimension {
+  const char* name;        // as the messages call it: "num_kv_heads"
+  int64_t expected = kAny;
+};
+
+// Given, on the CPU, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
+// addressable, data not null (unless there are no elements) and aligned to the dtype.
+Status check_tensor(std::string_view name, const TensorView& view,
+                    std::initializer_list<Dimension> shape);
+
+Status check_dtype(std::string_view name, const TensorView& view,
+                   std::initializer_list<DType> allowed);
+
+// No two elements of something that is written share memory.
+Status check_distinct_elements(std::string_view name, const TensorView& view);
+
+// Something that is written shares no memory with another argument. Two views of one fused buffer that
+// interleave row by row without touching are told apart when their outermost strides agree.
+Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
+                      const TensorView& other);
+
+// "[2, 9, 16, 64]".
+std::string shape_string(const TensorView& view);
+
+}  // namespace pagefill

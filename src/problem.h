@@ -1,0 +1,67 @@
+// A call whose arguments have all been checked: what a backend gets.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "geometry.h"
+#include "pagefill/tensor.h"
+
+namespace pagefill {
+
+// Every pointer, stride and table entry in here is good. The batch of one is a batch like any other.
+struct Problem {
+  TensorView query;            // [total_tokens, num_q_heads, head_dim]
+  TensorView key_cache;        // [num_kv_heads, total_num_pages, page_size, head_dim]
+  TensorView value_cache;      // [num_kv_heads, total_num_pages, page_size, v_head_dim]
+  MutableTensorView output;    // [total_tokens, num_q_heads, v_head_dim]
+  MutableTensorView lse;       // float32 [total_tokens, num_q_heads], or not given
+  TensorView query_starts;     // int32 [num_seqs + 1]
+  TensorView context_lens;     // int32 [num_seqs]
+  TensorView page_table;       // int32 [num_seqs, max_pages]
+  TensorView kv_start;         // int32 [num_seqs], or not given
+  TensorView sinks;            // float32 [num_q_heads], or not given
+
+  int64_t num_seqs = 0;
+  int64_t num_q_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t group = 0;  // query heads that share a KV head
+  int64_t head_dim = 0;
+  int64_t v_head_dim = 0;
+  int64_t page_size = 0;
+
+  float softmax_scale = 0;
+  std::optional<float> attn_logits_soft_cap;
+  float mask_value = 0;
+  MaskRule mask;
+
+  SequenceGeometry sequence(int64_t s) const {
+    const auto at = [](const TensorView& v, int64_t i) {
+      return static_cast<int64_t>(static_cast<const int32_t*>(v.data)[i * v.strides[0]]);
+    };
+    const int64_t start = at(query_starts, s);
+    return {start, at(query_starts, s + 1) - start, at(context_lens, s),
+            kv_start.given() ? at(kv_start, s) : 0};
+  }
+
+  // The physical page of logical page `page` of sequence s.
+  int64_t physical_page(int64_t s, int64_t page) const {
+    return static_cast<const int32_t*>(
+        page_table.data)[s * page_table.strides[0] + page * page_table.strides[1]];
+  }
+
+  // Element offset of (kv head, key position) in a cache; the position is in the table's range.
+  int64_t slot_offset(const TensorView& cache, int64_t s, const SequenceGeometry& seq,
+                      int64_t kv_head, int64_t position) const {
+    const int64_t token = position - seq.kv_start;
+    return kv_head * cache.strides[0] +
+           physical_page(s, token / page_size) * cache.strides[1] +
+           token % page_size * cache.strides[2];
+  }
+
+  float sink(int64_t q_head) const {
+    return static_cast<const float*>(sinks.data)[q_head * sinks.strides[0]];
+  }
+};
+
+}  // namespace pagefill

@@ -1,0 +1,235 @@
+#include "validate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "checks.h"
+
+namespace pagefill {
+namespace {
+
+constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType::kBFloat16,
+                                                  DType::kFloat16};
+
+#define PAGEFILL_RETURN_IF_ERROR(expression) \
+  if (Status status_ = (expression); !status_.ok()) return status_
+
+Status check_head_dim(std::string_view tensor, std::string_view name, int64_t dim) {
+  if (dim >= kHeadDimMultiple && dim <= kMaxHeadDim && dim % kHeadDimMultiple == 0) return {};
+  return invalid_argument(fmt::format("{}: expected {} a multiple of {} from {} to {}, got {}", tensor,
+                                      name, kHeadDimMultiple, kHeadDimMultiple, kMaxHeadDim, dim));
+}
+
+int64_t at(const TensorView& view, int64_t i) {
+  return static_cast<const int32_t*>(view.data)[i * view.strides[0]];
+}
+
+Status check_options(const AttentionOptions& options, int64_t num_q_heads) {
+  if (options.softmax_scale && !std::isfinite(*options.softmax_scale)) {
+    return invalid_argument(
+        fmt::format("softmax_scale: expected a finite number, got {}", *options.softmax_scale));
+  }
+  const auto& cap = options.attn_logits_soft_cap;
+  if (cap && !(*cap > 0 && std::isfinite(*cap))) {
+    return invalid_argument(
+        fmt::format("attn_logits_soft_cap: expected a finite number > 0, got {}", *cap));
+  }
+  if (options.sliding_window && *options.sliding_window < 1) {
+    return invalid_argument(
+        fmt::format("sliding_window: expected at least 1, got {}", *options.sliding_window));
+  }
+  if (std::isnan(options.mask_value) || options.mask_value == INFINITY) {
+    return invalid_argument(
+        fmt::format("mask_value: expected a finite number or -inf, got {}", options.mask_value));
+  }
+  if (options.sinks.given()) {
+    PAGEFILL_RETURN_IF_ERROR(check_tensor("sinks", options.sinks, {{"num_q_heads", num_q_heads}}));
+    PAGEFILL_RETURN_IF_ERROR(check_dtype("sinks", options.sinks, {DType::kFloat32}));
+  }
+  return {};
+}
+
+// What is written shares nothing with what is read.
+Status check_output_memory(const Problem& p) {
+  struct Named {
+    const char* name;
+    TensorView view;
+  };
+  const Named written[] = {{"output", p.output}, {"lse", p.lse}};
+  const Named read[] = {{"query", p.query},
+                        {"key_cache", p.key_cache},
+                        {"value_cache", p.value_cache},
+                        {"query_starts", p.query_starts},
+                        {"context_lens", p.context_lens},
+                        {"page_table", p.page_table},
+                        {"kv_start", p.kv_start},
+                        {"sinks", p.sinks}};
+  for (const Named& w : written) {
+    if (!w.view.given()) continue;
+    PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(w.name, w.view));
+    for (const Named& r : read) {
+      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w.name, w.view, r.name, r.view));
+    }
+  }
+  return check_disjoint("lse", p.lse, "output", p.output);
+}
+
+Status check_all_pages(const Problem& p, const BatchNames& names) {
+  for (int64_t s = 0; s < p.num_seqs; ++s) {
+    const SequenceGeometry seq = p.sequence(s);
+    const int64_t capacity = p.page_table.shape[1] * p.page_size;
+    if (seq.context_len - seq.kv_start > capacity) {
+      return invalid_argument(fmt::format(
+          "{}: expected at most {} tokens ({} pages of {} slots from position {}), got {}{}",
+          names.context_lens, seq.kv_start + capacity, p.page_table.shape[1], p.page_size,
+          seq.kv_start, seq.context_len, p.num_seqs > 1 ? fmt::format(" in sequence {}", s) : ""));
+    }
+    PAGEFILL_RETURN_IF_ERROR(check_pages(p.page_table, s, seq, p.mask.attended(seq, 0, seq.num_rows),
+                                         p.page_size, p.key_cache.shape[1], names));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_caches(const TensorView& key_cache, const TensorView& value_cache) {
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(
+      "key_cache", key_cache,
+      {{"num_kv_heads"}, {"total_num_pages"}, {"page_size"}, {"head_dim"}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("key_cache", key_cache, kFloats));
+  if (key_cache.shape[0] < 1) {
+    return invalid_argument("key_cache: expected num_kv_heads of at least 1, got 0");
+  }
+  if (key_cache.shape[2] < 1) {
+    return invalid_argument("key_cache: expected page_size of at least 1, got 0");
+  }
+  PAGEFILL_RETURN_IF_ERROR(check_head_dim("key_cache", "head_dim", key_cache.shape[3]));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("value_cache", value_cache,
+                                        {{"num_kv_heads", key_cache.shape[0]},
+                                         {"total_num_pages", key_cache.shape[1]},
+                                         {"page_size", key_cache.shape[2]},
+                                         {"v_head_dim"}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("value_cache", value_cache, {key_cache.dtype}));
+  return check_head_dim("value_cache", "v_head_dim", value_cache.shape[3]);
+}
+
+Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
+                   const BatchNames& names) {
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(names.context_lens, batch.context_lens, {{"num_seqs"}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype(names.context_lens, batch.context_lens, {DType::kInt32}));
+  const int64_t num_seqs = batch.context_lens.shape[0];
+  PAGEFILL_RETURN_IF_ERROR(
+      check_tensor("query_starts", batch.query_starts, {{"num_seqs + 1", num_seqs + 1}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("query_starts", batch.query_starts, {DType::kInt32}));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_tensor(names.page_table, batch.page_table, {{"num_seqs", num_seqs}, {"max_pages"}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype(names.page_table, batch.page_table, {DType::kInt32}));
+  if (kv_start.given()) {
+    PAGEFILL_RETURN_IF_ERROR(check_tensor("kv_start", kv_start, {{"num_seqs", num_seqs}}));
+    PAGEFILL_RETURN_IF_ERROR(check_dtype("kv_start", kv_start, {DType::kInt32}));
+  }
+
+  if (at(batch.query_starts, 0) != 0) {
+    return invalid_argument(
+        fmt::format("query_starts: expected 0 as its first entry, got {}", at(batch.query_starts, 0)));
+  }
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const int64_t start = at(batch.query_starts, s), end = at(batch.query_starts, s + 1);
+    if (end < start || end > total_tokens) {
+      return invalid_argument(fmt::format(
+          "query_starts: expected entry {} from {} (the one before) to {} (total_tokens), got {}",
+          s + 1, start, total_tokens, end));
+    }
+    if (at(batch.context_lens, s) < 0) {
+      return invalid_argument(fmt::format("{}: expected lengths >= 0, got {} in sequence {}",
+                                          names.context_lens, at(batch.context_lens, s), s));
+    }
+    if (kv_start.given() && at(kv_start, s) < 0) {
+      return invalid_argument(fmt::format(
+          "kv_start: expected positions >= 0, got {} in sequence {}", at(kv_start, s), s));
+    }
+  }
+  return {};
+}
+
+Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,
+                   KeyRange range, int64_t page_size, int64_t total_num_pages,
+                   const BatchNames& names) {
+  if (range.empty()) return {};
+  const auto* row = static_cast<const int32_t*>(page_table.data) + s * page_table.strides[0];
+  const int64_t last = (range.end - 1 - seq.kv_start) / page_size;
+  for (int64_t page = (range.begin - seq.kv_start) / page_size; page <= last; ++page) {
+    const int64_t entry = row[page * page_table.strides[1]];
+    if (entry < 0 || entry >= total_num_pages) {
+      return invalid_argument(
+          fmt::format("{}: expected pages from 0 to {} where a visible key lies, got {} in entry {} of "
+                      "sequence {}",
+                      names.page_table, total_num_pages - 1, entry, page, s));
+    }
+  }
+  return {};
+}
+
+Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
+                         const TensorView& value_cache, const Batch& batch,
+                         const AttentionOptions& options, const AttentionOutput& output,
+                         const BatchNames& names) {
+  PAGEFILL_RETURN_IF_ERROR(
+      check_tensor("query", query, {{"total_tokens"}, {"num_q_heads"}, {"head_dim"}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("query", query, kFloats));
+  PAGEFILL_RETURN_IF_ERROR(check_head_dim("query", "head_dim", query.shape[2]));
+  PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
+  const int64_t total_tokens = query.shape[0], num_q_heads = query.shape[1];
+  const int64_t num_kv_heads = key_cache.shape[0], v_head_dim = value_cache.shape[3];
+  if (key_cache.shape[3] != query.shape[2]) {
+    return invalid_argument(fmt::format("key_cache: expected head_dim {} (query's), got {}",
+                                        query.shape[2], key_cache.shape[3]));
+  }
+  if (num_q_heads < 1 || num_q_heads % num_kv_heads != 0) {
+    return invalid_argument(
+        fmt::format("query: expected num_q_heads a multiple of num_kv_heads {}, got {}", num_kv_heads,
+                    num_q_heads));
+  }
+  PAGEFILL_RETURN_IF_ERROR(check_options(options, num_q_heads));
+  PAGEFILL_RETURN_IF_ERROR(check_batch(batch, options.kv_start, total_tokens, names));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("output", output.output,
+                                        {{"total_tokens", total_tokens},
+                                         {"num_q_heads", num_q_heads},
+                                         {"v_head_dim", v_head_dim}}));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("output", output.output, {query.dtype}));
+  if (output.lse.given()) {
+    PAGEFILL_RETURN_IF_ERROR(check_tensor(
+        "lse", output.lse, {{"total_tokens", total_tokens}, {"num_q_heads", num_q_heads}}));
+    PAGEFILL_RETURN_IF_ERROR(check_dtype("lse", output.lse, {DType::kFloat32}));
+  }
+
+  Problem p;
+  p.query = query;
+  p.key_cache = key_cache;
+  p.value_cache = value_cache;
+  p.output = output.output;
+  p.lse = output.lse;
+  p.query_starts = batch.query_starts;
+  p.context_lens = batch.context_lens;
+  p.page_table = batch.page_table;
+  p.kv_start = options.kv_start;
+  p.sinks = options.sinks;
+  p.num_seqs = batch.context_lens.shape[0];
+  p.num_q_heads = num_q_heads;
+  p.num_kv_heads = num_kv_heads;
+  p.group = num_q_heads / num_kv_heads;
+  p.head_dim = query.shape[2];
+  p.v_head_dim = v_head_dim;
+  p.page_size = key_cache.shape[2];
+  p.softmax_scale =
+      options.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(query.shape[2])));
+  p.attn_logits_soft_cap = options.attn_logits_soft_cap;
+  p.mask_value = options.mask_value;
+  p.mask = {options.sliding_window.value_or(kNoWindow), options.mask_value > kMaskExcludes};
+  PAGEFILL_RETURN_IF_ERROR(check_output_memory(p));
+  PAGEFILL_RETURN_IF_ERROR(check_all_pages(p, names));
+  return p;
+}
+
+}  // namespace pagefill

@@ -1,0 +1,47 @@
+// Every rule of the operator's arguments, once.
+#pragma once
+
+#include "pagefill/attention.h"
+#include "pagefill/status.h"
+#include "problem.h"
+
+namespace pagefill {
+
+// The metadata of a ragged batch, as it came.
+struct Batch {
+  TensorView query_starts;
+  TensorView context_lens;
+  TensorView page_table;
+};
+
+// What the messages call the metadata: the single call has names of its own for them.
+struct BatchNames {
+  const char* context_lens = "context_lens";
+  const char* page_table = "page_table";
+};
+inline constexpr BatchNames kRaggedNames{};
+inline constexpr BatchNames kSingleNames{"context_len", "page_indices"};
+
+// The call as a Problem, or the first rule that it breaks.
+Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
+                         const TensorView& value_cache, const Batch& batch,
+                         const AttentionOptions& options, const AttentionOutput& output,
+                         const BatchNames& names);
+
+// query_starts int32 [num_seqs + 1], from 0, never decreasing, within total_tokens; context_lens int32
+// [num_seqs], not below 0; page_table int32 [num_seqs, max_pages]; kv_start int32 [num_seqs], not below 0.
+Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
+                   const BatchNames& names);
+
+// Key and value caches that agree with each other. `name_prefix` "new_" and the like are the caller's.
+Status check_caches(const TensorView& key_cache, const TensorView& value_cache);
+
+// The table entries that hold keys of `range` exist and name pages of the cache.
+Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,
+                   KeyRange range, int64_t page_size, int64_t total_num_pages,
+                   const BatchNames& names);
+
+inline constexpr int64_t kMaxHeadDim = 512;
+inline constexpr int64_t kHeadDimMultiple = 8;
+
+}  // namespace pagefill

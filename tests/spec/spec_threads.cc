@@ -1,0 +1,56 @@
+// What ThreadSanitizer watches: the few calls in which threads meet. Small, so that it stays fast there.
+#include <gtest/gtest.h>
+
+#include <thread>
+#include <vector>
+
+#include "support/oracle.h"
+#include "support/run.h"
+#include "support/tolerance.h"
+
+namespace pagefill::testing {
+namespace {
+
+Where on(const Where& where, int threads) { return {where.backend, where.target, threads}; }
+
+TEST(Threads, ShareTheRowsOfAPrompt) {
+  const Problem problem = random_problem({.sequences = {{50, 90}, {40, 70}}, .head_dim = 16});
+  for (const Where& where : cpu_targets()) {
+    const Results one = run(problem, {}, where);
+    expect_close(one, oracle(problem), problem);
+    for (int threads : {2, 3, 8}) {
+      EXPECT_EQ(difference(one, run(problem, {}, on(where, threads))), std::nullopt);
+    }
+  }
+}
+
+TEST(Threads, ShareTheSegmentsOfADecodeRow) {
+  const Problem problem = random_problem({.sequences = {{1, 5000}, {1, 2049}, {3, 1030}},
+                                          .num_q_heads = 2,
+                                          .num_kv_heads = 1,
+                                          .head_dim = 8});
+  for (const Where& where : cpu_targets()) {
+    const Results one = run(problem, {}, where);
+    expect_close(one, oracle(problem), problem);
+    for (int threads : {2, 3, 8}) {
+      for (int repetition = 0; repetition < 3; ++repetition) {
+        EXPECT_EQ(difference(one, run(problem, {}, on(where, threads))), std::nullopt);
+      }
+    }
+  }
+}
+
+TEST(Threads, MayCallAtTheSameTime) {
+  const Problem problem = random_problem({.sequences = {{20, 90}, {1, 1500}}, .head_dim = 8});
+  const Results expected = run(problem, {}, {"cpu", "auto", 1});
+  std::vector<Results> results(4);
+  std::vector<std::thread> callers;
+  for (Results& result : results) {
+    callers.emplace_back([&] { result = run(problem, {}, {"cpu", "auto", 2}); });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const Results& result : results) EXPECT_EQ(difference(expected, result), std::nullopt);
+}
+
+}  // namespace
+}  // namespace pagefill::testing

@@ -1,0 +1,66 @@
+#include "support/tolerance.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace pagefill::testing {
+namespace {
+
+struct Rounding {
+  double unit;             // half the distance from 1 to the next number
+  double half_subnormal;   // half the distance from 0 to the next number
+};
+
+Rounding rounding(DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return {0x1p-8, 0x1p-134};
+    case DType::kFloat16:
+      return {0x1p-11, 0x1p-25};
+    default:
+      return {0x1p-24, 0x1p-150};
+  }
+}
+
+}  // namespace
+
+double output_tolerance(DType query_dtype, double expected, int64_t context, double largest_value) {
+  const Rounding once = rounding(query_dtype);
+  return std::max(once.unit * std::abs(expected), once.half_subnormal) +
+         3 * 0x1p-24 * std::sqrt(static_cast<double>(context)) * largest_value;
+}
+
+double lse_tolerance(double expected) { return 1e-5 * std::max(1.0, std::abs(expected)); }
+
+bool close(double got, double expected, double tolerance) {
+  if (std::isnan(expected)) return std::isnan(got);
+  if (std::isinf(expected)) return got == expected;
+  return std::abs(got - expected) <= tolerance;
+}
+
+void expect_close(const Results& results, const Expected& expected, const Problem& p) {
+  ASSERT_EQ(results.lse.size(), expected.lse.size());
+  int64_t row = 0;
+  for (const Sequence& seq : p.sequences) {
+    for (int64_t i = 0; i < seq.num_rows; ++i, ++row) {
+      for (int64_t h = 0; h < p.num_q_heads; ++h) {
+        const auto at = static_cast<size_t>(row * p.num_q_heads + h);
+        ASSERT_TRUE(close(results.lse[at], expected.lse[at], lse_tolerance(expected.lse[at])))
+            << "lse of row " << row << ", head " << h << ": expected " << expected.lse[at] << ", got "
+            << results.lse[at] << "\n  " << describe(p);
+        for (int64_t d = 0; d < p.v_head_dim; ++d) {
+          const double want = expected.output[at * static_cast<size_t>(p.v_head_dim) + d];
+          const double tolerance = output_tolerance(p.query_dtype, want, seq.context_len,
+                                                    expected.largest_value[at]);
+          ASSERT_TRUE(close(results.at(row, h, d), want, tolerance))
+              << "output of row " << row << ", head " << h << ", element " << d << ": expected " << want
+              << " within " << tolerance << ", got " << results.at(row, h, d) << "\n  " << describe(p);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace pagefill::testing
