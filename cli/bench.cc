@@ -37,9 +37,8 @@ Result<DType> parse_dtype(const char* option, const std::string& text) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     if (text == dtype_name(dtype)) return dtype;
   }
-  return Status(
-      StatusCode::kInvalidArgument,
-      fmt::format("{}: expected float32, bfloat16 or float16, got \"{}\"", option, text));
+  return Status(StatusCode::kInvalidArgument,
+                fmt::format("{}: expected float32, bfloat16 or float16, got \"{}\"", option, text));
 }
 
 // "32/8": query heads over KV heads.
@@ -52,8 +51,9 @@ Status parse_heads(const std::string& text, BenchShape& shape) {
                         shape.num_kv_heads >= 1 && shape.num_kv_heads <= INT32_MAX;
     if (kv.ec == std::errc() && kv.ptr == end && counts) return {};
   }
-  return Status(StatusCode::kInvalidArgument,
-                fmt::format("--heads: expected num_q_heads/num_kv_heads, as 32/8, got \"{}\"", text));
+  return Status(
+      StatusCode::kInvalidArgument,
+      fmt::format("--heads: expected num_q_heads/num_kv_heads, as 32/8, got \"{}\"", text));
 }
 
 // What --heads and the dtypes say, put into the shape.
@@ -69,7 +69,7 @@ Status finish_shape(BenchArguments& arguments) {
   return {};
 }
 
-std::string json_line(const BenchShape& shape, const Measurement& result) {
+std::string json_line(const BenchShape& shape, int num_threads, const Measurement& result) {
   return nlohmann::ordered_json{
       {"backend", result.backend},
       {"target", result.target},
@@ -81,7 +81,7 @@ std::string json_line(const BenchShape& shape, const Measurement& result) {
       {"num_kv_heads", shape.num_kv_heads},
       {"head_dim", shape.head_dim},
       {"page_size", shape.page_size},
-      {"threads", result.threads},
+      {"threads", num_threads},
       {"median_seconds", result.median_seconds},
       {"useful_flops", result.useful_flops},
       {"peak_flops", result.peak_flops},
@@ -89,7 +89,8 @@ std::string json_line(const BenchShape& shape, const Measurement& result) {
       {"cache_bytes", result.cache_bytes},
       {"peak_bandwidth", result.peak_bandwidth},
       {"share_of_bandwidth", result.share_of_bandwidth()},
-  }.dump();
+  }
+      .dump();
 }
 
 std::string title(const BackendChoice& choice, const PeakKernels& kernels) {
@@ -102,17 +103,19 @@ std::string title(const BackendChoice& choice, const PeakKernels& kernels) {
 
 std::string headings() {
   const size_t width = std::string_view(kShapeHeadings).size();
-  return fmt::format("{:{}}          milliseconds             GFLOP/s            GB/s of cache\n"
-                     "{}     median       best    done    peak     %    read    peak     %\n",
-                     "", width, kShapeHeadings);
+  return fmt::format(
+      "{:{}}          milliseconds             GFLOP/s            GB/s of cache\n"
+      "{}     median       best    done    peak     %    read    peak     %\n",
+      "", width, kShapeHeadings);
 }
 
 // Reading the cache is what bounds decode; elsewhere its rate says nothing.
 std::string table_row(const BenchShape& shape, const Measurement& result) {
-  std::string row = fmt::format("{} {:>10.2f} {:>10.2f} {:>7.1f} {:>7.1f} {:>5.1f}", describe(shape),
-                                result.median_seconds * 1e3, result.best_seconds * 1e3,
-                                result.useful_flops / result.median_seconds * 1e-9,
-                                result.peak_flops * 1e-9, result.share_of_peak() * 100);
+  std::string row =
+      fmt::format("{} {:>10.2f} {:>10.2f} {:>7.1f} {:>7.1f} {:>5.1f}", describe(shape),
+                  result.median_seconds * 1e3, result.best_seconds * 1e3,
+                  result.useful_flops / result.median_seconds * 1e-9, result.peak_flops * 1e-9,
+                  result.share_of_peak() * 100);
   if (shape.chunk == 1) {
     row += fmt::format(" {:>7.1f} {:>7.1f} {:>5.1f}",
                        result.cache_bytes / result.median_seconds * 1e-9,
@@ -141,7 +144,8 @@ int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments
     if (!result.ok()) return wrong_use(result.status().message());
     if (first && !arguments.json) fmt::print("{}\n\n{}", title(*choice, *kernels), headings());
     first = false;
-    fmt::print("{}\n", arguments.json ? json_line(shape, *result) : table_row(shape, *result));
+    fmt::print("{}\n", arguments.json ? json_line(shape, choice->num_threads, *result)
+                                      : table_row(shape, *result));
     std::fflush(stdout);
   }
   return kExitDone;
@@ -152,7 +156,8 @@ int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments
 void add_bench_command(CLI::App& app, int& exit_code) {
   auto arguments = std::make_shared<BenchArguments>();
   CLI::App* command = app.add_subcommand(
-      "bench", "Time the operator: a standard set of shapes, or the one that the shape's options give");
+      "bench",
+      "Time the operator: a standard set of shapes, or the one that the shape's options give");
 
   CLI::Option_group* shape = command->add_option_group("Shape", "any of these: that shape alone");
   BenchShape& s = arguments->shape;

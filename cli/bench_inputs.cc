@@ -23,8 +23,8 @@ class Noise {
   // Four uniform numbers of 16 bits, added and scaled to variance 1.
   float normal() {
     const uint64_t u = bits();
-    const auto sum = static_cast<float>((u & 0xffff) + ((u >> 16) & 0xffff) + ((u >> 32) & 0xffff) +
-                                        (u >> 48));
+    const auto sum =
+        static_cast<float>((u & 0xffff) + ((u >> 16) & 0xffff) + ((u >> 32) & 0xffff) + (u >> 48));
     return (sum / 65536.0f - 2.0f) * 1.7320508f;  // the variance of the sum is 4 / 12
   }
 
@@ -71,9 +71,8 @@ BenchInputs::BenchInputs(const BenchShape& shape)
   value_cache_ = {value_memory_.data(),
                   shape.kv_dtype(),
                   {shape.num_kv_heads, shape.num_pages(), shape.page_size, shape.value_dim()}};
-  output_ = {output_memory_.data(),
-             shape.dtype,
-             {shape.chunk, shape.num_q_heads, shape.value_dim()}};
+  output_ = {
+      output_memory_.data(), shape.dtype, {shape.chunk, shape.num_q_heads, shape.value_dim()}};
   options_.attn_logits_soft_cap = shape.soft_cap;
   options_.sliding_window = shape.window;
   if (shape.sinks) {

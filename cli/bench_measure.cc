@@ -34,10 +34,11 @@ Status fits_memory(const BenchShape& shape) {
       static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
   const double needed = input_bytes(shape);
   if (needed <= memory) return {};
-  return Status(StatusCode::kResourceExhausted,
-                fmt::format("--context: {} tokens of this shape need {:.1f} GiB, this machine has {:.1f} "
-                            "GiB",
-                            shape.context, needed / 0x1p30, memory / 0x1p30));
+  return Status(
+      StatusCode::kResourceExhausted,
+      fmt::format("--context: {} tokens of this shape need {:.1f} GiB, this machine has {:.1f} "
+                  "GiB",
+                  shape.context, needed / 0x1p30, memory / 0x1p30));
 }
 
 Result<double> timed_run(const BenchInputs& inputs, const Context& context) {
@@ -83,7 +84,6 @@ Result<Measurement> measure(const BenchShape& shape, const Context& context, con
   progress.clear();
   result.backend = report.backend;
   result.target = report.target;
-  result.threads = report.num_threads;
   result.median_seconds = median(seconds);
   result.best_seconds = *std::min_element(seconds.begin(), seconds.end());
   result.useful_flops = useful_flops(shape);

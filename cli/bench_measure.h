@@ -15,7 +15,6 @@ namespace pagefill::cli {
 struct Measurement {
   std::string backend;  // as the code that ran names itself
   std::string target;
-  int threads = 0;
   double median_seconds = 0;
   double best_seconds = 0;
   double useful_flops = 0;

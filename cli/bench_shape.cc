@@ -46,13 +46,14 @@ std::string describe(const BenchShape& shape) {
   const std::string heads = fmt::format("{}/{}", shape.num_q_heads, shape.num_kv_heads);
   std::string dim = fmt::format("{}", shape.head_dim);
   if (shape.value_dim() != shape.head_dim) dim += fmt::format("/{}", shape.value_dim());
-  return fmt::format("{:>5} @ {:<6} {:>6} x {:<3} {:>6}  {:<8}", shape.chunk, shape.context,
-                                 heads, dim, shape.page_size, dtype_name(shape.dtype));
+  return fmt::format("{:>5} @ {:<6} {:>6} x {:<3} {:>6}  {:<8}", shape.chunk, shape.context, heads,
+                     dim, shape.page_size, dtype_name(shape.dtype));
 }
 
 std::string describe_options(const BenchShape& shape) {
   std::string text;
-  if (shape.kv_dtype() != shape.dtype) text += fmt::format("  cache {}", dtype_name(shape.kv_dtype()));
+  if (shape.kv_dtype() != shape.dtype)
+    text += fmt::format("  cache {}", dtype_name(shape.kv_dtype()));
   if (shape.soft_cap) text += fmt::format("  cap {}", *shape.soft_cap);
   if (shape.window) text += fmt::format("  window {}", *shape.window);
   if (shape.sinks) text += "  sinks";

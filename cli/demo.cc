@@ -46,7 +46,8 @@ Status finish_all(Engine& engine, DemoRun& run) {
 Result<DemoRun> serve(Engine& engine) {
   DemoRun run;
   uint64_t seed = 1;
-  Result<Sequence> system = engine.add("system prompt", random_tokens(kSystemPromptLen, seed), 0, 0);
+  Result<Sequence> system =
+      engine.add("system prompt", random_tokens(kSystemPromptLen, seed), 0, 0);
   if (!system.ok()) return system.status();
   run.sequences.push_back(std::move(system).value());
   if (Status status = finish_all(engine, run); !status.ok()) return status;
@@ -59,7 +60,8 @@ Result<DemoRun> serve(Engine& engine) {
     if (!user.ok()) return user.status();
     run.sequences.push_back(std::move(user).value());
   }
-  Result<Sequence> other = engine.add("no system prompt", random_tokens(90, ++seed), kNumDecode, seed + 100);
+  const Tokens prompt = random_tokens(90, ++seed);
+  Result<Sequence> other = engine.add("no system prompt", prompt, kNumDecode, seed + 100);
   if (!other.ok()) return other.status();
   run.sequences.push_back(std::move(other).value());
   if (Status status = finish_all(engine, run); !status.ok()) return status;
@@ -72,8 +74,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 // A row a sequence; how many of them have not the bits of one whole prefill.
 Result<int> print_sequences(const Engine& engine, const DemoRun& run, const Context& context) {
-  fmt::print("{:<18}{:>7}{:>8}{:>8}{:>9}{:>9}{:>7}{:>12}\n", "sequence", "shared", "prompt", "chunks",
-             "decoded", "context", "pages", "own pages");
+  fmt::print("{:<18}{:>7}{:>8}{:>8}{:>9}{:>9}{:>7}{:>12}\n", "sequence", "shared", "prompt",
+             "chunks", "decoded", "context", "pages", "own pages");
   int num_different = 0;
   for (const Sequence& sequence : run.sequences) {
     const Result<Attended> whole = whole_prefill(sequence.tokens, context);
@@ -127,13 +129,15 @@ int demo(const DemoArguments& arguments) {
   fmt::print("pagefill {}: backend {}{}{}, {} thread{}\n", version(), choice->backend,
              choice->target.empty() ? "" : " ", choice->target, choice->num_threads,
              choice->num_threads == 1 ? "" : "s");
-  fmt::print("{} sequences in one cache of {} pages of {} slots; {} query heads over {} KV heads, "
-             "head_dim {}\n\n",
-             run->sequences.size(), kTotalNumPages, kPageSize, kNumQHeads, kNumKvHeads, kHeadDim);
+  fmt::print(
+      "{} sequences in one cache of {} pages of {} slots; {} query heads over {} KV heads, "
+      "head_dim {}\n\n",
+      run->sequences.size(), kTotalNumPages, kPageSize, kNumQHeads, kNumKvHeads, kHeadDim);
   const Result<int> num_different = print_sequences(*engine, *run, context);
   if (!num_different.ok()) return wrong_use(num_different.status().message());
-  fmt::print("\n{} steps, each one ragged batch of prompt chunks (up to {} tokens) and decode tokens.\n",
-             run->num_steps, kMaxChunk);
+  fmt::print(
+      "\n{} steps, each one ragged batch of prompt chunks (up to {} tokens) and decode tokens.\n",
+      run->num_steps, kMaxChunk);
   fmt::print("The users share the system prompt's pages; {} copies of its half-full last page.\n\n",
              engine->num_copied_pages());
   print_memory(*engine, *run);
@@ -142,7 +146,8 @@ int demo(const DemoArguments& arguments) {
                run->sequences.size());
     return kExitCheckFailed;
   }
-  fmt::print("\nEvery output and lse has the bits of one whole prefill of its sequence over one page.\n");
+  fmt::print(
+      "\nEvery output and lse has the bits of one whole prefill of its sequence over one page.\n");
   return kExitDone;
 }
 
@@ -153,7 +158,8 @@ void add_demo_command(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand(
       "demo", "Serve several sequences from one paged cache; compare bits and memory");
   command->add_option("--backend", arguments->backend)->option_text("auto|reference|cpu|cuda");
-  command->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
+  command
+      ->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
       ->option_text("T");
   command->add_option("--threads", arguments->threads, "0: PAGEFILL_NUM_THREADS, or all")
       ->option_text("N");

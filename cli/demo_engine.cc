@@ -9,8 +9,8 @@ namespace {
 constexpr int64_t kQueryWidth = kNumQHeads * kHeadDim;
 constexpr int64_t kKvWidth = kNumKvHeads * kHeadDim;
 
-void append_rows(std::vector<float>& to, const std::vector<float>& from, int64_t begin, int64_t count,
-                 int64_t width) {
+void append_rows(std::vector<float>& to, const std::vector<float>& from, int64_t begin,
+                 int64_t count, int64_t width) {
   to.insert(to.end(), from.begin() + begin * width, from.begin() + (begin + count) * width);
 }
 
@@ -67,7 +67,8 @@ Result<Sequence> Engine::add(std::string name, const Tokens& prompt, int64_t num
                              uint64_t seed) {
   const Result<PageAllocator::SequenceId> id = allocator_.add_sequence();
   if (!id.ok()) return id.status();
-  Sequence sequence{.name = std::move(name), .id = *id, .tokens = prompt, .prompt_len = prompt.count};
+  Sequence sequence{
+      .name = std::move(name), .id = *id, .tokens = prompt, .prompt_len = prompt.count};
   append_tokens(sequence.tokens, random_tokens(num_decode, seed), 0, num_decode);
   return sequence;
 }
@@ -103,7 +104,8 @@ Result<Engine::Batch> Engine::gather(std::vector<Sequence>& sequences) {
     append_tokens(batch.tokens, sequence.tokens, sequence.context_len, num_rows);
     batch.query_starts.push_back(static_cast<int32_t>(batch.tokens.count));
     batch.context_lens.push_back(static_cast<int32_t>(sequence.context_len + num_rows));
-    batch.max_pages = std::max(batch.max_pages, (batch.context_lens.back() + kPageSize - 1) / kPageSize);
+    batch.max_pages =
+        std::max(batch.max_pages, (batch.context_lens.back() + kPageSize - 1) / kPageSize);
   }
   for (const Batch::Part& part : batch.parts) {
     const auto pages = allocator_.page_indices(part.sequence->id);
@@ -164,7 +166,8 @@ Result<Attended> whole_prefill(const Tokens& tokens, const Context& context) {
     return TensorView(rows.data(), {kNumKvHeads, 1, count, kHeadDim},
                       {kHeadDim, count * kKvWidth, kKvWidth, 1});
   };
-  Attended attended{std::vector<float>(count * kQueryWidth), std::vector<float>(count * kNumQHeads)};
+  Attended attended{std::vector<float>(count * kQueryWidth),
+                    std::vector<float>(count * kNumQHeads)};
   const Status status = prefill_page_attention(
       TensorView(tokens.query.data(), {count, kNumQHeads, kHeadDim}), one_page(tokens.keys),
       one_page(tokens.values), context_len, page_indices, {},

@@ -35,13 +35,13 @@ struct Attended {
 struct Sequence {
   std::string name;
   PageAllocator::SequenceId id = 0;
-  Tokens tokens{};         // prompt, then what decode will add
+  Tokens tokens{};  // prompt, then what decode will add
   int64_t prompt_len = 0;
   int64_t shared_len = 0;  // tokens that were in the cache already
   int64_t context_len = 0;
   int64_t num_chunks = 0;
   int64_t num_decoded = 0;
-  Attended attended{};     // of all context_len tokens
+  Attended attended{};  // of all context_len tokens
 
   bool finished() const { return context_len == tokens.count; }
 };

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdio>
 #include <new>
+#include <system_error>
 
 #include "commands.h"
 #include "pagefill/backend.h"
@@ -33,6 +34,8 @@ int run(int argc, char** argv) {
     return wrong_use(error.what());
   } catch (const std::bad_alloc&) {
     return wrong_use("out of memory");
+  } catch (const std::system_error& error) {  // fmt::print's, of a full disk
+    return wrong_use(fmt::format("standard output: {}", error.what()));
   }
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     return wrong_use("standard output cannot be written");

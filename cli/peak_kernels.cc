@@ -1,7 +1,7 @@
 #include "peak_kernels.h"
 
-// The instruction sets of the cpu backend; what Highway has between them is no yardstick of its own.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+// What the cpu backend is not compiled for either.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "peak_kernels.cc"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
@@ -26,7 +26,8 @@ HWY_INLINE double step_chains(int64_t steps, V factor, V addend, Chains... chain
   ((sum = hn::Add(sum, chains)), ...);
   volatile float sink = hn::GetLane(sum);  // the loop has a result, so it stays
   static_cast<void>(sink);
-  return 2.0 * static_cast<double>(steps) * sizeof...(chains) * static_cast<double>(hn::Lanes(Floats()));
+  return 2.0 * static_cast<double>(steps) * sizeof...(chains) *
+         static_cast<double>(hn::Lanes(Floats()));
 }
 
 template <size_t... kChain>
@@ -100,11 +101,23 @@ constexpr PeakKernels kPeakKernels[] = {
 #if HWY_TARGETS & HWY_SSE4
     N_SSE4::peak_kernels("sse4"),
 #endif
+#if HWY_TARGETS & HWY_SVE2_128
+    N_SVE2_128::peak_kernels("sve2_128"),
+#endif
+#if HWY_TARGETS & HWY_SVE_256
+    N_SVE_256::peak_kernels("sve_256"),
+#endif
+#if HWY_TARGETS & HWY_SVE2
+    N_SVE2::peak_kernels("sve2"),
+#endif
 #if HWY_TARGETS & HWY_SVE
     N_SVE::peak_kernels("sve"),
 #endif
 #if HWY_TARGETS & HWY_NEON
     N_NEON::peak_kernels("neon"),
+#endif
+#if HWY_TARGETS & HWY_EMU128
+    N_EMU128::peak_kernels("portable"),
 #endif
 };
 
@@ -112,7 +125,7 @@ constexpr PeakKernels kPeakKernels[] = {
 
 const PeakKernels* find_peak_kernels(std::string_view target) {
   for (const PeakKernels& kernels : kPeakKernels) {
-    if ((kernels.highway_target & hwy::SupportedTargets()) == 0) continue;
+    if ((kernels.highway_target & (hwy::SupportedTargets() | HWY_EMU128)) == 0) continue;
     if (target.empty() || target == kernels.target) return &kernels;
   }
   return nullptr;

@@ -140,14 +140,10 @@ std::vector<std::byte> format_safetensors(const Safetensors& contents) {
   const std::string text = format_safetensors_header(header);
   const uint64_t length = text.size();
 
-  std::vector<std::byte> file;
-  file.reserve(kLengthBytes + text.size() + static_cast<size_t>(size));
-  const auto append = [&](std::span<const std::byte> bytes) {
-    file.insert(file.end(), bytes.begin(), bytes.end());
-  };
-  append(std::as_bytes(std::span(&length, 1)));
-  append(std::as_bytes(std::span(text)));
-  for (const auto& [name, tensor] : order) append(tensor->bytes);
+  std::vector<std::byte> file(kLengthBytes + text.size() + static_cast<size_t>(size));
+  auto place = std::ranges::copy(std::as_bytes(std::span(&length, 1)), file.begin()).out;
+  place = std::ranges::copy(std::as_bytes(std::span(text)), place).out;
+  for (const auto& [name, tensor] : order) place = std::ranges::copy(tensor->bytes, place).out;
   return file;
 }
 

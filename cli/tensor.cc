@@ -39,10 +39,8 @@ std::optional<int64_t> tensor_bytes(DType dtype, std::span<const int64_t> shape)
 
 Tensor Tensor::zeros(DType dtype, std::vector<int64_t> shape) {
   const std::optional<int64_t> size = tensor_bytes(dtype, shape);
-  std::vector<std::byte> bytes;
-  if (!size || static_cast<size_t>(*size) > bytes.max_size()) throw std::bad_alloc();
-  bytes.resize(static_cast<size_t>(*size));
-  return {dtype, std::move(shape), std::move(bytes)};
+  if (!size) throw std::bad_alloc();
+  return {dtype, std::move(shape), decltype(bytes)(static_cast<size_t>(*size))};
 }
 
 TensorView Tensor::view() const { return view_of<TensorView>(*this, bytes.data()); }

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,10 +14,29 @@
 
 namespace pagefill::cli {
 
+// Memory that is zero without having been touched: a result of any size costs nothing until the library has
+// accepted the call that writes it. calloc aligns to 16 bytes, more than any dtype asks for.
+template <typename T>
+struct ZeroedAllocator {
+  using value_type = T;
+
+  T* allocate(size_t count) {
+    void* const memory = std::calloc(count, sizeof(T));
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, size_t) { std::free(memory); }
+
+  void construct(T*) {}
+  void construct(T* place, const T& value) { *place = value; }
+
+  friend bool operator==(const ZeroedAllocator&, const ZeroedAllocator&) = default;
+};
+
 struct Tensor {
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
-  std::vector<std::byte> bytes;  // operator new aligns to 16, more than any dtype asks for
+  std::vector<std::byte, ZeroedAllocator<std::byte>> bytes;
 
   // Filled with zeros. Throws std::bad_alloc when there is no such memory.
   static Tensor zeros(DType dtype, std::vector<int64_t> shape);

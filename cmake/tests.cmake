@@ -1,11 +1,18 @@
-# pagefill_add_test(NAME SOURCES... [LABELS label...]): one GoogleTest binary, one CTest test a TEST().
-# Labels: slow (minutes; not under sanitizers), threads (also run under ThreadSanitizer), native (not under
-# emulation).
+# pagefill_add_test(NAME SOURCES... [LABELS label...] [LIBRARIES target...]): one GoogleTest binary, one CTest
+# test a TEST(). Labels: slow (not under sanitizers or emulation), threads (also under ThreadSanitizer),
+# targets (also at other SVE vector lengths), native (starts programs itself: not under emulation).
 include(GoogleTest)
 function(pagefill_add_test name)
   cmake_parse_arguments(arg "" "" "SOURCES;LABELS;LIBRARIES" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE pagefill::pagefill pagefill_compile_options
     GTest::gtest_main rapidcheck Threads::Threads ${arg_LIBRARIES})
-  gtest_discover_tests(${name} PROPERTIES LABELS "${arg_LABELS}" DISCOVERY_TIMEOUT 120)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120)
+  # gtest_discover_tests keeps the first of several labels only.
+  set(labels ${CMAKE_CURRENT_BINARY_DIR}/${name}_labels.cmake)
+  file(WRITE ${labels} "foreach(test IN LISTS ${name}_TESTS)
+  set_tests_properties(\"\${test}\" PROPERTIES LABELS \"${arg_LABELS}\")
+endforeach()
+")
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${labels})
 endfunction()

@@ -70,16 +70,16 @@ class Arguments {
 
   // Not null.
   template <typename T>
-  bool pointer(std::string_view name, T* pointer) {
-    if (pointer == nullptr) fail(name, "a pointer", "null");
-    return pointer != nullptr;
+  bool pointer(std::string_view name, T* address) {
+    if (address == nullptr) fail(name, "a pointer", "null");
+    return address != nullptr;
   }
 
   // Not null, and of the size that this library knows.
   template <typename T>
-  bool sized(std::string_view name, const T* pointer_to_struct) {
-    if (!pointer(name, pointer_to_struct)) return false;
-    const size_t size = pointer_to_struct->struct_size;
+  bool sized(std::string_view name, const T* address) {
+    if (!pointer(name, address)) return false;
+    const size_t size = address->struct_size;
     if (size != sizeof(T)) fail(fmt::format("{}.struct_size", name), sizeof(T), size);
     return size == sizeof(T);
   }

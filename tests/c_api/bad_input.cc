@@ -43,10 +43,10 @@ struct TensorArgument {
 };
 
 const std::vector<TensorArgument>& tensor_arguments() {
-#define ARGUMENT(name, where, optional)                                                         \
-  {                                                                                             \
+#define ARGUMENT(name, where, optional)                                                       \
+  {                                                                                           \
 #name, [](Call& c) -> pagefill_tensor& { return c.name##_tensor; },                         \
-        [](Call& c) -> const pagefill_tensor*& { return c.where; }, optional                    \
+        [](Call& c) -> const pagefill_tensor*& { return c.where; }, optional \
   }
   static const std::vector<TensorArgument> arguments = {
       ARGUMENT(query, query, false),
@@ -186,9 +186,15 @@ TEST(CApiBadInput, OptionsContextAndMetadataAreRefusedByName) {
        PAGEFILL_INVALID_ARGUMENT, "workspace"},
       {"a workspace size without memory", [](Call& c) { c.context.workspace_size = 64; },
        PAGEFILL_INVALID_ARGUMENT, "workspace"},
-      {"query_starts that decrease", [](Call& c) { c.query_starts_data = {0, 5, 4}; },
+      {"query_starts that decrease",
+       [](Call& c) {
+         c.query_starts_data = {0, 5, 4};
+       },
        PAGEFILL_INVALID_ARGUMENT, "query_starts"},
-      {"a context_len beyond the table", [](Call& c) { c.context_lens_data = {7, 2}; },
+      {"a context_len beyond the table",
+       [](Call& c) {
+         c.context_lens_data = {7, 2};
+       },
        PAGEFILL_INVALID_ARGUMENT, "context_lens"},
       {"a needed entry of -1", [](Call& c) { c.page_table_data[0] = -1; },
        PAGEFILL_INVALID_ARGUMENT, "page_table"},

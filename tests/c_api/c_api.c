@@ -165,30 +165,37 @@ static int test_merge(void) {
   return 0;
 }
 
+static int same_row(const float* cache_row, const float* new_row, int dim) {
+  return memcmp(cache_row, new_row, (size_t)dim * sizeof(float)) == 0;
+}
+
 static int test_append_and_copy(void) {
   fixture f;
-  float keys_data[kChunk * kHeadDim], values_data[kChunk * kVHeadDim];
-  const pagefill_tensor keys = tensor3(keys_data, kChunk, 1, kHeadDim);
-  const pagefill_tensor values = tensor3(values_data, kChunk, 1, kVHeadDim);
+  float keys_data[kChunk * kKvHeads * kHeadDim], values_data[kChunk * kKvHeads * kVHeadDim];
+  const pagefill_tensor keys = tensor3(keys_data, kChunk, kKvHeads, kHeadDim);
+  const pagefill_tensor values = tensor3(values_data, kChunk, kKvHeads, kVHeadDim);
   /* The new tokens are 2, 3 and 4: page 0, slots 0 and 1, and page 3, slot 0. */
   static const int slots[kChunk] = {0, 1, 6};
   const pagefill_page_copy copy = {0, 1, 1}; /* the first slot of page 0 to page 1 */
-  int i;
+  int i, h;
   set_up(&f);
-  fill(keys_data, kChunk * kHeadDim, 5.0f);
-  fill(values_data, kChunk * kVHeadDim, 6.0f);
+  fill(keys_data, kChunk * kKvHeads * kHeadDim, 5.0f);
+  fill(values_data, kChunk * kKvHeads * kVHeadDim, 6.0f);
   CHECK_OK(pagefill_append_kv(&keys, &values, &f.key_cache, &f.value_cache, &f.query_starts,
                               &f.context_len, &f.page_table, NULL, NULL));
-  for (i = 0; i < kChunk; ++i) {
-    CHECK(memcmp(f.key_data + slots[i] * kHeadDim, keys_data + i * kHeadDim,
-                 kHeadDim * sizeof(float)) == 0);
-    CHECK(memcmp(f.value_data + slots[i] * kVHeadDim, values_data + i * kVHeadDim,
-                 kVHeadDim * sizeof(float)) == 0);
-  }
   CHECK_OK(pagefill_copy_pages(&copy, 1, &f.key_cache, &f.value_cache, NULL));
-  CHECK(memcmp(f.key_data + 2 * kHeadDim, keys_data, kHeadDim * sizeof(float)) == 0);
-  CHECK(memcmp(f.value_data + 2 * kVHeadDim, values_data, kVHeadDim * sizeof(float)) == 0);
   CHECK_OK(pagefill_copy_pages(NULL, 0, &f.key_cache, &f.value_cache, NULL));
+  for (h = 0; h < kKvHeads; ++h) {
+    const float* k = f.key_data + h * kPages * kPageSize * kHeadDim;
+    const float* v = f.value_data + h * kPages * kPageSize * kVHeadDim;
+    for (i = 0; i < kChunk; ++i) {
+      const int row = i * kKvHeads + h;
+      CHECK(same_row(k + slots[i] * kHeadDim, keys_data + row * kHeadDim, kHeadDim));
+      CHECK(same_row(v + slots[i] * kVHeadDim, values_data + row * kVHeadDim, kVHeadDim));
+    }
+    CHECK(same_row(k + kPageSize * kHeadDim, keys_data + h * kHeadDim, kHeadDim));
+    CHECK(same_row(v + kPageSize * kVHeadDim, values_data + h * kVHeadDim, kVHeadDim));
+  }
   return 0;
 }
 

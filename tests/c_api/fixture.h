@@ -22,6 +22,7 @@ enum {
   kChunk = 3,
   kContext = 5,
   kQHeads = 2,
+  kKvHeads = 2,
   kHeadDim = 8,
   kVHeadDim = 16,
   kPages = 4,
@@ -29,11 +30,11 @@ enum {
   kTablePages = 3
 };
 
-/* One sequence of five tokens, three of them new, in pages 2, 0 and 3 of a cache of one KV head. */
+/* One sequence of five tokens, three of them new, in pages 2, 0 and 3 of a cache. */
 typedef struct fixture {
   float query_data[kChunk * kQHeads * kHeadDim];
-  float key_data[kPages * kPageSize * kHeadDim];
-  float value_data[kPages * kPageSize * kVHeadDim];
+  float key_data[kKvHeads * kPages * kPageSize * kHeadDim];
+  float value_data[kKvHeads * kPages * kPageSize * kVHeadDim];
   float output_data[kChunk * kQHeads * kVHeadDim];
   float lse_data[kChunk * kQHeads];
   int32_t context_len_data[1], page_indices_data[kTablePages], query_starts_data[2];
@@ -51,7 +52,7 @@ static pagefill_tensor tensor3(void* data, int64_t d0, int64_t d1, int64_t d2) {
 }
 
 static pagefill_tensor cache(void* data, int64_t dim) {
-  const int64_t shape[4] = {1, kPages, kPageSize, dim};
+  const int64_t shape[4] = {kKvHeads, kPages, kPageSize, dim};
   return pagefill_tensor_init(data, PAGEFILL_FLOAT32, 4, shape);
 }
 
@@ -65,8 +66,8 @@ static void set_up(fixture* f) {
   static const int64_t lse_shape[2] = {kChunk, kQHeads}, table_shape[2] = {1, kTablePages};
   memset(f, 0, sizeof *f);
   fill(f->query_data, kChunk * kQHeads * kHeadDim, 0.3f);
-  fill(f->key_data, kPages * kPageSize * kHeadDim, 1.1f);
-  fill(f->value_data, kPages * kPageSize * kVHeadDim, 2.9f);
+  fill(f->key_data, kKvHeads * kPages * kPageSize * kHeadDim, 1.1f);
+  fill(f->value_data, kKvHeads * kPages * kPageSize * kVHeadDim, 2.9f);
   memcpy(f->page_indices_data, pages, sizeof pages);
   f->context_len_data[0] = kContext;
   f->query_starts_data[1] = kChunk;
@@ -104,7 +105,8 @@ static double expected(const fixture* f, const formula* o, int i, int h, double*
   for (j = o->kv_start; j < kContext; ++j) {
     const int visible = j <= p && j > p - o->window;
     const int token = j - o->kv_start;
-    const int slot = f->page_indices_data[token / kPageSize] * kPageSize + token % kPageSize;
+    const int page = h * kPages + f->page_indices_data[token / kPageSize];
+    const int slot = page * kPageSize + token % kPageSize;
     double s = 0, w;
     if (!visible && !o->masked_count) continue;
     for (d = 0; d < kHeadDim; ++d) {

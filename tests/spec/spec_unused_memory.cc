@@ -1,6 +1,7 @@
 // Promise 1: unused memory never matters.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "support/option_table.h"

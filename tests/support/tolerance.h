@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "support/oracle.h"
@@ -27,7 +28,12 @@ double lse_tolerance(double expected);
 // One number against another: equal, both NaN, or within the tolerance.
 bool close(double got, double expected, double tolerance);
 
-// Every row's output and lse against the oracle; fails the test on the first that is too far.
+// The first row whose output or lse is too far from the oracle's, or nothing. `num_roundings` of an output
+// to the query's dtype lie behind it: 1, and one more for merged states.
+std::optional<std::string> discrepancy(const Results& results, const Expected& expected,
+                                       const Problem& problem, int num_roundings = 1);
+
+// Fails the test where there is one.
 void expect_close(const Results& results, const Expected& expected, const Problem& problem);
 
 }  // namespace pagefill::testing

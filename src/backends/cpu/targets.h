@@ -27,7 +27,9 @@ inline constexpr TargetRow kTargets[] = {
     {HWY_SVE, "sve", "SVE: up to 16 lanes"},
     {HWY_NEON, "neon", "NEON: 4 lanes"},
 #endif
+    // Whichever of the two Highway has for this compiler.
     {HWY_EMU128, "portable", "plain C++: 4 lanes"},
+    {HWY_SCALAR, "portable", "plain C++: 1 lane"},
 };
 
 constexpr const char* target_name(int64_t bit) {

@@ -57,8 +57,9 @@ class Row {
     std::vector<double> scores(static_cast<size_t>(keys_.size()));
     double max = p_.sinks.given() ? p_.sink(q_head_) : -kInfinity;
     for (int64_t j = keys_.begin; j < keys_.end; ++j) {
-      scores[j - keys_.begin] = score(j);
-      max = std::max(max, score(j));
+      const double s = score(j);
+      scores[j - keys_.begin] = s;
+      max = std::max(max, s);
     }
     double sum = p_.sinks.given() ? weight(p_.sink(q_head_), max) : 0;
     std::vector<double> out(static_cast<size_t>(p_.v_head_dim));
@@ -89,8 +90,8 @@ class Row {
     return masked ? s + p_.mask_value : s;
   }
 
-  // exp(s - max), where a row whose scores are all -inf has no weight to give.
-  static double weight(double s, double max) { return max == -kInfinity ? 0 : std::exp(s - max); }
+  // exp(s - max); 0 for -inf also where all scores are -inf and the difference would be NaN.
+  static double weight(double s, double max) { return s == -kInfinity ? 0 : std::exp(s - max); }
 
   void write(const std::vector<double>& out, double sum, double max) const {
     const int64_t row = token_ * p_.output.strides[0] + q_head_ * p_.output.strides[1];

@@ -1,0 +1,78 @@
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "backend.h"
+#include "checks.h"
+#include "kv_cache/cache_memory.h"
+#include "pagefill/kv_cache.h"
+#include "validate.h"
+
+namespace pagefill {
+namespace {
+
+Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64_t page_size) {
+  const auto outside = [&](const char* what, int64_t expected_max, int64_t got) {
+    return invalid_argument(fmt::format("copies: expected {} from 0 to {}, got {} in copy {}", what,
+                                        expected_max, got, i));
+  };
+  if (copy.source < 0 || copy.source >= total_num_pages) {
+    return outside("a source", total_num_pages - 1, copy.source);
+  }
+  if (copy.destination < 0 || copy.destination >= total_num_pages) {
+    return outside("a destination", total_num_pages - 1, copy.destination);
+  }
+  if (copy.num_slots < 0 || copy.num_slots > page_size) {
+    return outside("num_slots", page_size, copy.num_slots);
+  }
+  if (copy.source == copy.destination) {
+    return invalid_argument(
+        fmt::format("copies: expected a destination other than the source, got page {} in copy {}",
+                    copy.source, i));
+  }
+  return {};
+}
+
+void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t head_begin,
+               int64_t head_end) {
+  const int64_t size = dtype_size(cache.dtype);
+  const auto row_bytes = static_cast<size_t>(cache.shape[3] * size);
+  auto* const data = static_cast<std::byte*>(cache.data);
+  const auto row = [&](int64_t head, int64_t page, int64_t slot) {
+    return data +
+           (head * cache.strides[0] + page * cache.strides[1] + slot * cache.strides[2]) * size;
+  };
+  for (int64_t head = head_begin; head < head_end; ++head) {
+    for (int64_t slot = 0; slot < copy.num_slots; ++slot) {
+      std::memcpy(row(head, copy.destination, slot), row(head, copy.source, slot), row_bytes);
+    }
+  }
+}
+
+}  // namespace
+
+Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
+                  const MutableTensorView& value_cache, const Context& context) {
+  if (Status s = check_caches(key_cache, value_cache); !s.ok()) return s;
+  if (Status s = check_written_caches(key_cache, value_cache); !s.ok()) return s;
+  int64_t num_slots = 0;
+  for (size_t i = 0; i < copies.size(); ++i) {
+    if (Status s = check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]); !s.ok())
+      return s;
+    num_slots += copies[i].num_slots;
+  }
+  const Result<Selection> where = select_backend(context);
+  if (!where.ok()) return where.status();
+
+  const int64_t num_kv_heads = key_cache.shape[0];
+  const int64_t bytes = num_slots * num_kv_heads * (key_cache.shape[3] + value_cache.shape[3]) *
+                        dtype_size(key_cache.dtype);
+  return write_heads(context, threads_for_bytes(bytes, where->settings.num_threads), num_kv_heads,
+                     [&](Cache cache, int64_t head_begin, int64_t head_end) {
+                       const auto& view = cache == Cache::kKey ? key_cache : value_cache;
+                       for (const PageCopy& copy : copies)
+                         copy_page(copy, view, head_begin, head_end);
+                     });
+}
+
+}  // namespace pagefill

@@ -1,0 +1,63 @@
+// `pagefill demo` as a process.
+#include <gtest/gtest.h>
+
+#include "pagefill/backend.h"
+#include "process.h"
+
+namespace pagefill::test {
+namespace {
+
+int count(const std::string& text, const std::string& part) {
+  int found = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
+}
+
+void expect_equal_bits(const std::vector<std::string>& options) {
+  std::vector<std::string> arguments{"demo"};
+  arguments.insert(arguments.end(), options.begin(), options.end());
+  const ProcessResult result = run_pagefill(arguments);
+  EXPECT_EQ(result.exit_code, 0) << result.err << result.out;
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(count(result.out, "bits equal"), 6) << result.out;
+  EXPECT_EQ(count(result.out, "DIFFER"), 0) << result.out;
+}
+
+TEST(Demo, BitsAreEqualOnEveryBackendAndTarget) {
+  for (const BackendInfo& backend : list_backends()) {
+    if (!backend.available) continue;
+    expect_equal_bits({"--backend", backend.name});
+    for (const TargetInfo& target : backend.targets) {
+      if (target.available) {
+        expect_equal_bits({"--backend", backend.name, "--cpu-target", target.name});
+      }
+    }
+  }
+}
+
+TEST(Demo, BitsAreEqualOnAnyNumberOfThreads) {
+  for (const std::string threads : {"1", "2", "3"}) expect_equal_bits({"--threads", threads});
+}
+
+TEST(Demo, SaysWhatRanAndWhatWasSaved) {
+  const ProcessResult result = run_pagefill({"demo", "--backend", "reference", "--threads", "1"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  for (const std::string part :
+       {"reference", "1 thread", "system prompt", "contiguous", "shared"}) {
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
+  }
+  const size_t lines = lines_of(result.out).size();
+  EXPECT_GE(lines, 10u);
+  EXPECT_LE(lines, 25u);
+}
+
+TEST(Demo, RefusesABackendThatIsNotThere) {
+  const ProcessResult result = run_pagefill({"demo", "--backend", "abacus"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(lines_of(result.err).size(), 1u) << result.err;
+  EXPECT_NE(result.err.find("abacus"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace pagefill::test

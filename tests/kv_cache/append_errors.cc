@@ -1,0 +1,106 @@
+// What append_kv refuses: by the argument's name, with what was expected and what came, and before it
+// writes.
+#include <gtest/gtest.h>
+
+#include "append_case.h"
+
+namespace pagefill::testing {
+namespace {
+
+struct BadInput {
+  const char* argument;  // what the message begins with
+  const char* got;       // what it says that came
+  void (*spoil)(AppendCase& c);
+};
+
+const BadInput kBadInputs[] = {
+    {"keys: ", "got none", [](AppendCase& c) { c.keys = {}; }},
+    {"keys: ", "int32", [](AppendCase& c) { c.keys.dtype = DType::kInt32; }},
+    {"keys: ", "float64", [](AppendCase& c) { c.keys.dtype = DType::kFloat64; }},
+    {"keys: ", "[18, 2, 8]", [](AppendCase& c) { c.keys.shape[2] = 8; }},
+    {"keys: ", "[18, 3, 16]", [](AppendCase& c) { c.keys.shape[1] = 3; }},
+    {"keys: ", "rank 5", [](AppendCase& c) { c.keys.rank = 5; }},
+    {"keys: ", "got 2", [](AppendCase& c) { c.keys.strides[2] = 2; }},
+    {"keys: ", "-32", [](AppendCase& c) { c.keys.strides[0] = -32; }},
+    {"keys: ", "null", [](AppendCase& c) { c.keys.data = nullptr; }},
+    {"keys: ", "aligned",
+     [](AppendCase& c) { c.keys.data = static_cast<const char*>(c.keys.data) + 2; }},
+    {"keys: ", "CUDA", [](AppendCase& c) { c.keys.device.type = DeviceType::kCuda; }},
+    {"values: ", "bfloat16", [](AppendCase& c) { c.values.dtype = DType::kBFloat16; }},
+    {"values: ", "[17, 2, 24]", [](AppendCase& c) { c.values.shape[0] = 17; }},
+    {"values: ", "[18, 2, 16]", [](AppendCase& c) { c.values.shape[2] = 16; }},
+    {"key_cache: ", "got none", [](AppendCase& c) { c.key_cache = {}; }},
+    {"key_cache: ", "int64", [](AppendCase& c) { c.key_cache.dtype = DType::kInt64; }},
+    {"key_cache: ", "got 12", [](AppendCase& c) { c.key_cache.shape[3] = 12; }},
+    {"key_cache: ", "got 0", [](AppendCase& c) { c.key_cache.shape[2] = 0; }},
+    {"key_cache: ", "CUDA", [](AppendCase& c) { c.key_cache.device.type = DeviceType::kCuda; }},
+    {"key_cache: ", "stride 15", [](AppendCase& c) { c.key_cache.strides[2] = 15; }},
+    {"value_cache: ", "float16", [](AppendCase& c) { c.value_cache.dtype = DType::kFloat16; }},
+    {"value_cache: ", "[2, 21, 4, 24]", [](AppendCase& c) { c.value_cache.shape[2] = 4; }},
+    {"value_cache: ", "stride 0", [](AppendCase& c) { c.value_cache.strides[1] = 0; }},
+    {"value_cache: ", "overlaps key_cache",
+     [](AppendCase& c) { c.value_cache.data = c.key_cache.data; }},
+    {"key_cache: ", "overlaps keys", [](AppendCase& c) { c.keys.data = c.key_cache.data; }},
+    {"value_cache: ", "overlaps values", [](AppendCase& c) { c.values.data = c.value_cache.data; }},
+    {"value_cache: ", "overlaps keys", [](AppendCase& c) { c.keys.data = c.value_cache.data; }},
+    {"query_starts: ", "got 1", [](AppendCase& c) { c.query_starts[0] = 1; }},
+    {"query_starts: ", "got 4", [](AppendCase& c) { c.query_starts[2] = 4; }},
+    {"query_starts: ", "got 19", [](AppendCase& c) { c.query_starts[5] = 19; }},
+    {"query_starts: ", "[5]", [](AppendCase& c) { c.query_starts.pop_back(); }},
+    {"context_lens: ", "got -1", [](AppendCase& c) { c.context_lens[1] = -1; }},
+    {"context_lens: ", "got 4 in sequence 0", [](AppendCase& c) { c.context_lens[0] = 4; }},
+    {"context_lens: ", "got 22 in sequence 2", [](AppendCase& c) { c.context_lens[2] = 22; }},
+    {"kv_start: ", "got -1", [](AppendCase& c) { c.kv_start[1] = -1; }},
+    {"kv_start: ", "got 13 in sequence 3", [](AppendCase& c) { c.kv_start[3] = 13; }},
+    {"kv_start: ", "[4]", [](AppendCase& c) { c.kv_start.pop_back(); }},
+    {"page_table: ", "got -1 in entry 1 of sequence 0", [](AppendCase& c) { c.pages[1] = -1; }},
+    {"page_table: ", "got 21 in entry 0 of sequence 0", [](AppendCase& c) { c.pages[0] = 21; }},
+    {"page_table: ", "[4, 7]", [](AppendCase& c) { c.page_table.shape[0] = 4; }},
+    {"page_table: ", "float32", [](AppendCase& c) { c.page_table.dtype = DType::kFloat32; }},
+};
+
+TEST(AppendKv, NamesWhatIsWrongAndWritesNothing) {
+  for (const BadInput& bad : kBadInputs) {
+    AppendCase append({});
+    bad.spoil(append);
+    const Status status = append.call();
+    ASSERT_FALSE(status.ok()) << bad.argument << bad.got << ": accepted";
+    EXPECT_EQ(status.message().rfind(bad.argument, 0), 0u) << status.message();
+    EXPECT_NE(status.message().find("expected"), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find(bad.got), std::string::npos)
+        << status.message() << ": " << bad.got;
+    append.expect_untouched();
+  }
+}
+
+TEST(AppendKv, NamesACudaTensorAsUnsupported) {
+  AppendCase append({});
+  append.value_cache.device.type = DeviceType::kCuda;
+  EXPECT_EQ(append.call().code(), StatusCode::kUnsupported);
+}
+
+TEST(AppendKv, RefusesInterleavedCachesThatTouch) {
+  for (CacheOrder order : {CacheOrder::kInterleavedSlots, CacheOrder::kInterleavedPages}) {
+    AppendCase append({.v_head_dim = 16, .cache_order = order});
+    for (int64_t elements : {-8, 8}) {  // half a row off
+      AppendCase moved({.v_head_dim = 16, .cache_order = order});
+      moved.value_cache.data = static_cast<float*>(moved.value_cache.data) + elements;
+      moved.value_cache.shape[1] = moved.key_cache.shape[1] -= 1;  // stay within the memory
+      const Status status = moved.call();
+      EXPECT_EQ(status.message(),
+                "value_cache: expected memory of its own, got memory that overlaps key_cache");
+      moved.expect_untouched();
+    }
+  }
+}
+
+TEST(AppendKv, NamesWhatIsWrongWithTheContext) {
+  const AppendCase append({});
+  EXPECT_EQ(append.call({.num_threads = -1}).message(),
+            "num_threads: expected 0 (all) to 1024, got -1");
+  EXPECT_EQ(append.call({.backend = "abacus"}).message().rfind("backend: ", 0), 0u);
+  append.expect_untouched();
+}
+
+}  // namespace
+}  // namespace pagefill::testing
