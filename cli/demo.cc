@@ -96,7 +96,7 @@ Result<int> print_sequences(const Engine& engine, const DemoRun& run, const Cont
 }
 
 void print_memory(const Engine& engine, const DemoRun& run) {
-  const int64_t kib_per_slot = 2 * kNumKvHeads * kHeadDim * int64_t{sizeof(float)};  // x 1024 slots
+  const int64_t bytes_per_slot = 2 * kNumKvHeads * kHeadDim * int64_t{sizeof(float)};
   const auto num_sequences = static_cast<int64_t>(run.sequences.size());
   int64_t unshared_pages = 0;
   for (const Sequence& sequence : run.sequences) {
@@ -106,7 +106,8 @@ void print_memory(const Engine& engine, const DemoRun& run) {
       engine.allocator().total_num_pages() - engine.allocator().num_free_pages();
   const int64_t contiguous_slots = num_sequences * kMaxContext;
   const auto row = [&](const std::string& label, int64_t slots) {
-    fmt::print("{:<45}{:>8} slots{:>8} KiB{:>7.1f} %\n", label, slots, slots * kib_per_slot / 1024,
+    fmt::print("{:<45}{:>8} slots{:>8} KiB{:>7.1f} %\n", label, slots,
+               slots * bytes_per_slot / 1024,
                100.0 * static_cast<double>(slots) / static_cast<double>(contiguous_slots));
   };
   fmt::print("memory of keys and values\n");
@@ -138,8 +139,10 @@ int demo(const DemoArguments& arguments) {
   fmt::print(
       "\n{} steps, each one ragged batch of prompt chunks (up to {} tokens) and decode tokens.\n",
       run->num_steps, kMaxChunk);
-  fmt::print("The users share the system prompt's pages; {} copies of its half-full last page.\n\n",
-             engine->num_copied_pages());
+  fmt::print(
+      "The users share the system prompt's full pages; its half-full last one was copied {} "
+      "times.\n\n",
+      engine->num_copied_pages());
   print_memory(*engine, *run);
   if (*num_different > 0) {
     fmt::print("\n{} of {} sequences differ from one whole prefill.\n", *num_different,

@@ -115,26 +115,7 @@ TEST(Conformance, PeakedScores) {
     for (Sequence& seq : problem.sequences) {
       for (float& x : seq.keys) x *= factor;
     }
-    const Expected expected = oracle(problem);
-    for (const Where& where : all_targets()) {
-      SCOPED_TRACE(describe(where));
-      const Results got = run(problem, {}, where);
-      for (size_t i = 0; i < got.lse.size(); ++i) {
-        ASSERT_NEAR(got.lse[i], expected.lse[i], lse_tolerance(expected.lse[i]));
-      }
-      // A score s is known to within |s| 2^-24 sqrt(head_dim), and so is its weight, relative.
-      const double score_error = 64 * factor * 0x1p-24 * 8;
-      for (int64_t i = 0; i < static_cast<int64_t>(expected.output.size()); ++i) {
-        const auto row = static_cast<size_t>(i / problem.v_head_dim);
-        const double tolerance =
-            output_tolerance(DType::kFloat32, expected.output[i], 131, expected.largest_value[row]) +
-            score_error * expected.largest_value[row];
-        const int64_t head = static_cast<int64_t>(row) % problem.num_q_heads;
-        const int64_t token = static_cast<int64_t>(row) / problem.num_q_heads;
-        ASSERT_TRUE(close(got.at(token, head, i % problem.v_head_dim), expected.output[i], tolerance))
-            << "row " << token << ", head " << head;
-      }
-    }
+    expect_conformance(problem);
   }
 }
 

@@ -100,7 +100,9 @@ TEST(AppendKv, KeepsNaNAndItsBitsWhereTheDtypesAgree) {
     for (int i = 0; i < 8; ++i) {
       EXPECT_TRUE(std::isnan(load(reinterpret_cast<std::byte*>(values.data()), to, i)));
     }
-    if (to == DType::kFloat32) EXPECT_EQ(std::bit_cast<uint32_t>(keys[7]), 0x7fa12345u);
+    if (to == DType::kFloat32) {
+      EXPECT_EQ(std::bit_cast<uint32_t>(keys[7]), 0x7fa12345u);
+    }
   }
 }
 

@@ -81,7 +81,6 @@ TEST(AppendKv, NamesACudaTensorAsUnsupported) {
 
 TEST(AppendKv, RefusesInterleavedCachesThatTouch) {
   for (CacheOrder order : {CacheOrder::kInterleavedSlots, CacheOrder::kInterleavedPages}) {
-    AppendCase append({.v_head_dim = 16, .cache_order = order});
     for (int64_t elements : {-8, 8}) {  // half a row off
       AppendCase moved({.v_head_dim = 16, .cache_order = order});
       moved.value_cache.data = static_cast<float*>(moved.value_cache.data) + elements;

@@ -41,9 +41,10 @@ class Environment {
   std::vector<Variable> before_;
 };
 
+// Enough work for a few threads.
 Status attend(const Context& context) {
-  const Problem problem = random_problem({.sequences = {{5, 70}}});
-  const Chunk chunks[] = {{0, 0, 5}};
+  const Problem problem = random_problem({.sequences = {{40, 300}}, .num_kv_heads = 4});
+  const Chunk chunks[] = {{0, 0, 40}};
   const Arguments a = lay_out(problem, chunks, {});
   return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts, a.context_lens,
                                a.page_table, a.options, a.output, context);

@@ -75,7 +75,8 @@ const BadInput kBadTensors[] = {
     {"query", "", [](Call& c) { c.arguments.query.strides[0] = kHuge; }},
     {"query", "",
      [](Call& c) { c.arguments.query.data = static_cast<const char*>(c.arguments.query.data) + 1; }},
-    {"query", "cuda", [](Call& c) { c.arguments.query.device = {DeviceType::kCuda, 0}; }},
+    {"query", "CUDA", [](Call& c) { c.arguments.query.device = {DeviceType::kCuda, 0}; },
+     StatusCode::kUnsupported},
 
     {"key_cache", "", [](Call& c) { c.arguments.key_cache = {}; }},
     {"key_cache", "null", [](Call& c) { c.arguments.key_cache.data = nullptr; }},
@@ -126,7 +127,7 @@ const BadInput kBadMetadata[] = {
 
     {"kv_start", "-1", [](Call& c) { c.arguments.options.kv_start = numbers<-1, 0>(); }},
     {"kv_start", "[1]", [](Call& c) { c.arguments.options.kv_start = numbers<0>(); }},
-    {"kv_start", "float32", [](Call& c) { c.arguments.options.kv_start = kSomeSinks; }},
+    {"kv_start", "float32", [](Call& c) { c.arguments.options.kv_start = TensorView(kSomeSinks, {2}); }},
 };
 
 const BadInput kBadOptions[] = {
@@ -154,7 +155,8 @@ const BadInput kBadOutputs[] = {
     {"output", "[22, ", [](Call& c) { c.arguments.output.output.shape[0] = 22; }},
     {"output", "[23, 4, 40]", [](Call& c) { c.arguments.output.output.shape[2] = 40; }},
     {"output", "float16", [](Call& c) { c.arguments.output.output.dtype = DType::kFloat16; }},
-    {"output", "cuda", [](Call& c) { c.arguments.output.output.device = {DeviceType::kCuda, 0}; }},
+    {"output", "CUDA", [](Call& c) { c.arguments.output.output.device = {DeviceType::kCuda, 0}; },
+     StatusCode::kUnsupported},
     {"output", "2", [](Call& c) { c.arguments.output.output.strides[2] = 2; }},
     {"output", "0", [](Call& c) { c.arguments.output.output.strides[1] = 0; }},
     {"output", "31", [](Call& c) { c.arguments.output.output.strides[1] = 31; }},

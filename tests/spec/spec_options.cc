@@ -88,8 +88,8 @@ TEST(Options, WhatIsNotSupportedIsRefusedByName) {
       {"key_cache", "float64", [](Arguments& a) { a.key_cache.dtype = DType::kFloat64; }},
       {"key_cache", "int32", [](Arguments& a) { a.key_cache.dtype = DType::kInt32; }},
       {"value_cache", "bfloat16", [](Arguments& a) { a.value_cache.dtype = DType::kBFloat16; }},
-      {"query", "cuda", [](Arguments& a) { a.query.device.type = DeviceType::kCuda; }},
-      {"value_cache", "cuda", [](Arguments& a) { a.value_cache.device.type = DeviceType::kCuda; }},
+      {"query", "CUDA", [](Arguments& a) { a.query.device.type = DeviceType::kCuda; }},
+      {"value_cache", "CUDA", [](Arguments& a) { a.value_cache.device.type = DeviceType::kCuda; }},
       {"query", "12", [](Arguments& a) { a.query.shape[2] = 12; }},
       {"query", "520",
        [](Arguments& a) {

@@ -12,12 +12,22 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 struct Weighted {
   int64_t key;
   double score;
+  double size;
 };
 
-double dot(const float* a, const float* b, int64_t size) {
+struct Dot {
   double sum = 0;
-  for (int64_t d = 0; d < size; ++d) sum += static_cast<double>(a[d]) * static_cast<double>(b[d]);
-  return sum;
+  double sum_of_squares = 0;  // of the products
+};
+
+Dot dot(const float* a, const float* b, int64_t size) {
+  Dot result;
+  for (int64_t d = 0; d < size; ++d) {
+    const double product = static_cast<double>(a[d]) * static_cast<double>(b[d]);
+    result.sum += product;
+    result.sum_of_squares += product * product;
+  }
+  return result;
 }
 
 // The keys that take part in a row's softmax, with their scores.
@@ -36,12 +46,14 @@ std::vector<Weighted> scores_of_row(const Problem& p, const Sequence& seq, int64
     const bool in_window = !options.sliding_window || position - j < *options.sliding_window;
     const bool visible = causal && in_window;
     if (!visible && options.mask_value <= -1e4f) continue;
-    double s = scale * dot(query, &seq.keys[(j * p.num_kv_heads + kv_head) * p.head_dim], p.head_dim);
+    const Dot qk = dot(query, &seq.keys[(j * p.num_kv_heads + kv_head) * p.head_dim], p.head_dim);
+    double s = scale * qk.sum;
+    const double size = std::abs(s) + std::abs(scale) * std::sqrt(qk.sum_of_squares);
     if (options.attn_logits_soft_cap) {
       const double cap = *options.attn_logits_soft_cap;
       s = cap * std::tanh(s / cap);
     }
-    scores.push_back({j, visible ? s : s + options.mask_value});
+    scores.push_back({j, visible ? s : s + options.mask_value, size});
   }
   return scores;
 }
@@ -69,8 +81,9 @@ Expected oracle(const Problem& p) {
         const double lse = log_sum_exp(scores, p.sinks.empty() ? nullptr : &p.sinks[head]);
         const int64_t kv_head = head / (p.num_q_heads / p.num_kv_heads);
         std::vector<double> out(static_cast<size_t>(p.v_head_dim));
-        double largest = 0;
+        double largest = 0, score_size = 0;
         for (const Weighted& w : scores) {
+          score_size = std::max(score_size, w.size);
           const double weight = lse == -kInfinity ? 0 : std::exp(w.score - lse);
           const float* value = &seq.values[(w.key * p.num_kv_heads + kv_head) * p.v_head_dim];
           for (int64_t d = 0; d < p.v_head_dim; ++d) {
@@ -81,6 +94,7 @@ Expected oracle(const Problem& p) {
         expected.output.insert(expected.output.end(), out.begin(), out.end());
         expected.lse.push_back(lse);
         expected.largest_value.push_back(largest);
+        expected.score_size.push_back(score_size);
       }
     }
   }

@@ -33,6 +33,10 @@ double output_tolerance(DType query_dtype, double expected, int64_t context, dou
          3 * 0x1p-24 * std::sqrt(static_cast<double>(context)) * largest_value;
 }
 
+double score_tolerance(int64_t head_dim, double score_size, double largest_value) {
+  return 0x1p-24 * (4 + std::sqrt(static_cast<double>(head_dim)) / 2) * score_size * largest_value;
+}
+
 double lse_tolerance(double expected) { return 1e-5 * std::max(1.0, std::abs(expected)); }
 
 bool close(double got, double expected, double tolerance) {
@@ -55,7 +59,8 @@ std::optional<std::string> discrepancy(const Results& results, const Expected& e
         }
         const double largest = expected.largest_value[at];
         // A rounding before the last one is of a number that may be as large as the largest value.
-        const double earlier = (num_roundings - 1) * output_tolerance(p.query_dtype, largest, 0, 0);
+        const double earlier = (num_roundings - 1) * output_tolerance(p.query_dtype, largest, 0, 0) +
+                               score_tolerance(p.head_dim, expected.score_size[at], largest);
         for (int64_t d = 0; d < p.v_head_dim; ++d) {
           const double want = expected.output[at * static_cast<size_t>(p.v_head_dim) + d];
           const double tolerance =

@@ -11,18 +11,25 @@
 
 namespace pagefill::testing {
 
-// A row's softmax and its weighted sum of values are float32 sums over `context` keys. Each of the three
-// sums behind an output (the scores' dot products, the weights, the weighted values) rounds to within a
-// relative 2^-24 at every step; the errors of n steps add up as a random walk, sqrt(n) of them, and none
-// weighs more than the largest value. The result is then rounded once to the query's dtype:
+// The result is rounded once to the query's dtype, with unit roundoff u = 2^-24, 2^-8, 2^-11, to within
+// u |expected|, or half the smallest subnormal. Before that it is a float32 sum over `context` keys. Each of
+// the three roundings behind every term (of its weight, in the sum of the weights, in the sum of the
+// weighted values) is a relative 2^-24; the errors of the terms add up as a random walk, and no term is
+// larger than the largest value:
 //
-//     u |expected| + 3 * 2^-24 * sqrt(context) * max|v|,   u = 2^-24, 2^-8, 2^-11
-//
-// and half the smallest subnormal of the dtype where the result is smaller than its normal numbers.
+//     u |expected| + 3 * 2^-24 * sqrt(context) * max|v|
 double output_tolerance(DType query_dtype, double expected, int64_t context, double largest_value);
 
-// The log-sum-exp is the largest score and the log of a sum: 1e-5 relative, and absolute below 1, where
-// the two cancel.
+// What the scores add to it. A weight is off by the error of its score, relative: a dot product's head_dim
+// additions round to half of 2^-24 of a partial sum each, again a random walk, and about four more roundings
+// follow (softmax_scale, the base of the exponential, the cap, the maximum). The sum of `context` terms
+// hides this where the context is long, and does not where it is short or scores are large:
+//
+//     2^-24 * (4 + sqrt(head_dim) / 2) * score_size * max|v|
+double score_tolerance(int64_t head_dim, double score_size, double largest_value);
+
+// The log-sum-exp is the largest score and the log of a sum: 1e-5 relative, and absolute below 1, where the
+// two cancel.
 double lse_tolerance(double expected);
 
 // One number against another: equal, both NaN, or within the tolerance.

@@ -162,10 +162,8 @@ HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange
 
   RowTile tiles[kMaxRowTiles];
   int64_t num_tiles = 0;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t tile_rows = std::min(kMaxRowVectors * lanes, rows - row);
-    tiles[num_tiles++] = row_tile(block, scratch, row, tile_rows);
-    row += tile_rows;
+  for (int64_t row = 0; row < rows; row += tiles[num_tiles++].rows) {
+    tiles[num_tiles] = row_tile(block, scratch, row, tile_rows(rows - row, lanes));
   }
 
   for (int64_t tile_start = segment.begin / kTileKv * kTileKv; tile_start < segment.end;
@@ -218,28 +216,32 @@ inline void load_query_row(const TensorView& query, int64_t offset, int64_t head
   }
 }
 
-// The lanes past the last row of a block repeat it.
+// One row of the block into column `column` of its tile.
+inline void load_row(const Problem& p, const Block& block, int64_t r, float factor,
+                     const Scratch& scratch, float* column, int64_t stride) {
+  // The lanes past the last row of a block repeat it.
+  const int64_t row = block.row_begin + std::min(r, block.num_rows() - 1);
+  const int64_t token = row / p.group, q_head = block.kv_head * p.group + row % p.group;
+  const int64_t position = block.seq.position(token);
+  const KeyRange attended = p.mask.attended(block.seq, position);
+  const KeyRange visible = p.mask.visible(block.seq, position);
+  scratch.attended_begin[r] = static_cast<int32_t>(attended.begin);
+  scratch.attended_end[r] = static_cast<int32_t>(attended.end);
+  scratch.visible_begin[r] = static_cast<int32_t>(visible.begin);
+  scratch.visible_end[r] = static_cast<int32_t>(visible.end);
+  const int64_t offset =
+      (block.seq.query_start + token) * p.query.strides[0] + q_head * p.query.strides[1];
+  load_query_row(p.query, offset, p.head_dim, factor, column, stride);
+}
+
 inline void load_queries(const Problem& p, const Block& block, const Scratch& scratch) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t rows = round_up(block.num_rows(), lanes);
   const float factor = score_factor(p);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = block.row_begin + std::min(r, block.num_rows() - 1);
-    const int64_t token = row / p.group, q_head = block.kv_head * p.group + row % p.group;
-    const int64_t position = block.seq.position(token);
-    const KeyRange attended = p.mask.attended(block.seq, position);
-    const KeyRange visible = p.mask.visible(block.seq, position);
-    scratch.attended_begin[r] = static_cast<int32_t>(attended.begin);
-    scratch.attended_end[r] = static_cast<int32_t>(attended.end);
-    scratch.visible_begin[r] = static_cast<int32_t>(visible.begin);
-    scratch.visible_end[r] = static_cast<int32_t>(visible.end);
-
-    const int64_t tile_begin = r / (kMaxRowVectors * lanes) * (kMaxRowVectors * lanes);
-    const int64_t tile_rows = std::min(kMaxRowVectors * lanes, rows - tile_begin);
-    const int64_t offset = (block.seq.query_start + token) * p.query.strides[0] +
-                           q_head * p.query.strides[1];
-    load_query_row(p.query, offset, p.head_dim, factor,
-                   scratch.queries + tile_begin * p.head_dim + (r - tile_begin), tile_rows);
+  for (int64_t begin = 0, n; begin < rows; begin += n) {
+    n = tile_rows(rows - begin, lanes);
+    float* tile = scratch.queries + begin * p.head_dim;
+    for (int64_t i = 0; i < n; ++i) load_row(p, block, begin + i, factor, scratch, tile + i, n);
   }
 }
 

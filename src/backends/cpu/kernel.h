@@ -51,6 +51,13 @@ struct Scratch {
   State part;
 };
 
+// Rows of the row tile that begins where `rows_left` rows (whole vectors) are left: the widest, but two of
+// two vectors rather than one of three and one of one, whose 4 accumulators would wait for each other.
+constexpr int64_t tile_rows(int64_t rows_left, int64_t lanes) {
+  const int64_t vectors = rows_left / lanes;
+  return lanes * (vectors == kMaxRowVectors + 1 ? 2 : std::min<int64_t>(kMaxRowVectors, vectors));
+}
+
 struct Kernel {
   const char* target;
   int64_t lanes;  // float32 lanes of a vector
@@ -65,10 +72,6 @@ struct Kernel {
   void (*write_output)(const Problem&, const Block&, const State&);
 
   int64_t max_tile_rows() const { return kMaxRowVectors * lanes; }
-  // Rows of the tile that begins where `rows_left` are left: whole vectors, no more than needed.
-  int64_t tile_rows(int64_t rows_left) const {
-    return std::min(max_tile_rows(), round_up(rows_left, lanes));
-  }
   int64_t padded_rows(int64_t num_rows) const { return round_up(num_rows, lanes); }
   int64_t value_block() const { return kValueVectors * lanes; }  // columns of a block of values
   int64_t value_stride(const Problem& p) const { return round_up(p.v_head_dim, value_block()); }
