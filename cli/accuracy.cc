@@ -1,8 +1,10 @@
 #include "accuracy.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -43,39 +45,52 @@ class Measurement {
         output_(state.output.view()),
         lse_(state.lse.view()),
         expected_output_(expected.output.view()),
-        expected_lse_(expected.lse.view()) {}
+        expected_lse_(expected.lse.view()),
+        score_size_(expected.score_size.view()) {}
 
   Accuracy run() {
     for (int64_t s = 0; s < batch_.num_seqs(); ++s) {
-      const double of_sums = 3 * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) *
-                             largest_value(batch_, s);
+      const double largest = largest_value(batch_, s);
+      const double of_sums =
+          3 * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) * largest;
+      const double of_scores =
+          0x1p-24 * (4 + std::sqrt(static_cast<double>(batch_.query.shape[2])) / 2) * largest;
       for (int64_t t = batch_.query_start(s); t < batch_.query_start(s + 1); ++t) {
-        for (int64_t h = 0; h < batch_.num_q_heads(); ++h) measure_state(t, h, of_sums);
+        for (int64_t h = 0; h < batch_.num_q_heads(); ++h) measure_state(t, h, of_sums, of_scores);
       }
     }
     return accuracy_;
   }
 
  private:
-  void measure_state(int64_t token, int64_t q_head, double of_sums) {
+  void measure_state(int64_t token, int64_t q_head, double of_sums, double of_scores) {
     const int64_t state = token * batch_.num_q_heads() + q_head;
     const int64_t v_head_dim = output_.shape[2];
+    const double size = score_size_.given() ? load(score_size_, state) : 0;
+    const double before_rounding = of_sums + (std::isfinite(size) ? of_scores * size : 0);
     for (int64_t d = 0; d < v_head_dim; ++d) {
-      const double got = load(output_, state * v_head_dim + d);
       const double want = load(expected_output_, state * v_head_dim + d);
-      const double tolerance = of_sums + rounding(output_.dtype, std::isfinite(want) ? want : 0);
-      const double error = distance(output_.dtype, got, want);
-      if (error / tolerance > worst_share_) {
-        worst_share_ = error / tolerance;
-        accuracy_.error = error;
-        accuracy_.tolerance = tolerance;
-      }
-      if (!(error <= tolerance)) {
-        fail(fmt::format("output[{}, {}, {}]: expected {} within {:.1e}, got {}", token, q_head, d,
-                         want, tolerance, got));
-      }
+      const double tolerance =
+          before_rounding + rounding(output_.dtype, std::isfinite(want) ? want : 0);
+      measure_element({token, q_head, d}, load(output_, state * v_head_dim + d), want, tolerance);
     }
-    const double got = load(lse_, state), want = load(expected_lse_, state);
+    measure_lse(token, q_head, load(lse_, state), load(expected_lse_, state));
+  }
+
+  void measure_element(std::array<int64_t, 3> index, double got, double want, double tolerance) {
+    const double error = distance(output_.dtype, got, want);
+    if (error / tolerance > worst_share_) {
+      worst_share_ = error / tolerance;
+      accuracy_.error = error;
+      accuracy_.tolerance = tolerance;
+    }
+    if (!(error <= tolerance)) {
+      fail(fmt::format("output[{}]: expected {} within {:.1e}, got {}", fmt::join(index, ", "),
+                       want, tolerance, got));
+    }
+  }
+
+  void measure_lse(int64_t token, int64_t q_head, double got, double want) {
     const double scale = std::isfinite(want) ? std::max(1.0, std::abs(want)) : 1.0;
     const double error = distance(DType::kFloat32, got, want) / scale;
     accuracy_.lse_error = std::max(accuracy_.lse_error, error);
@@ -90,7 +105,7 @@ class Measurement {
   }
 
   const Batch& batch_;
-  const TensorView output_, lse_, expected_output_, expected_lse_;
+  const TensorView output_, lse_, expected_output_, expected_lse_, score_size_;
   double worst_share_ = -1;  // of its tolerance
   Accuracy accuracy_;
 };

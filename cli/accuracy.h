@@ -19,8 +19,11 @@ struct Accuracy {
 inline constexpr double kLseTolerance = 1e-5;
 
 // An element may be off by one rounding of query's dtype and 3 * 2^-24 * sqrt(context_len) of the largest
-// value that its sequence attends to: the sums are float32 and about as long as the context, so their
-// rounding errors grow like its root.
+// value that its sequence attends to: the sums are float32 and about as long as the context, and their
+// rounding errors add up as a random walk. Where score_size is given, the scores' own errors come on top,
+// 2^-24 * (4 + sqrt(head_dim) / 2) * score_size of the largest value: a weight is off, relatively, by the
+// error of its score, a walk of head_dim additions and about four roundings more, and a context of a few
+// keys does not hide that.
 Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected);
 
 }  // namespace pagefill::cli

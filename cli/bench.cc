@@ -135,7 +135,7 @@ int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments
     return wrong_use(fmt::format("no loops that measure the peak of {} here", choice->target));
   }
 
-  const PeakMeter meter(*kernels, choice->num_threads);
+  PeakMeter meter(*kernels, choice->num_threads);
   Progress progress;
   bool first = true;
   for (const BenchShape& shape : shapes) {
@@ -161,24 +161,34 @@ void add_bench_command(CLI::App& app, int& exit_code) {
 
   CLI::Option_group* shape = command->add_option_group("Shape", "any of these: that shape alone");
   BenchShape& s = arguments->shape;
-  shape->add_option("--chunk", s.chunk, "Queries (512)")->check(kCount);
-  shape->add_option("--context", s.context, "Tokens in the context (4096)")->check(kCount);
-  shape->add_option("--heads", arguments->heads, "num_q_heads/num_kv_heads (32/8)");
-  shape->add_option("--head-dim", s.head_dim, "(128)")->check(kCount);
-  shape->add_option("--v-head-dim", s.v_head_dim, "(head_dim)")->check(kCount);
-  shape->add_option("--page-size", s.page_size, "Slots of a page (16)")->check(kCount);
-  shape->add_option("--dtype", arguments->dtype, "float32, bfloat16 or float16 (float32)");
-  shape->add_option("--cache-dtype", arguments->cache_dtype, "(dtype)");
-  shape->add_option("--soft-cap", s.soft_cap, "attn_logits_soft_cap (none)");
-  shape->add_option("--window", s.window, "sliding_window (none)");
-  shape->add_flag("--sinks", s.sinks, "A sink for each head");
+  const auto count = [shape](const char* name, auto& value, const char* description) {
+    shape->add_option(name, value, description)->check(kCount)->option_text("N");
+  };
+  count("--chunk", s.chunk, "queries (512)");
+  count("--context", s.context, "tokens in the context (4096)");
+  shape->add_option("--heads", arguments->heads, "num_q_heads/num_kv_heads (32/8)")
+      ->option_text("Q/KV");
+  count("--head-dim", s.head_dim, "of queries and keys (128)");
+  count("--v-head-dim", s.v_head_dim, "of values (head_dim)");
+  count("--page-size", s.page_size, "slots of a page (16)");
+  shape->add_option("--dtype", arguments->dtype, "of queries and output (float32)")
+      ->option_text("float32|bfloat16|float16");
+  shape->add_option("--cache-dtype", arguments->cache_dtype, "of keys and values (dtype)")
+      ->option_text("D");
+  shape->add_option("--soft-cap", s.soft_cap, "attn_logits_soft_cap (none)")->option_text("X");
+  shape->add_option("--window", s.window, "sliding_window (none)")->option_text("W");
+  shape->add_flag("--sinks", s.sinks, "a sink for each query head");
 
-  command->add_option("--backend", arguments->backend, "auto, or a name that info lists");
-  command->add_option("--cpu-target", arguments->cpu_target, "auto, or a name that info lists");
-  command->add_option("--threads", arguments->threads, "0: all of the machine's");
-  command->add_option("--repeats", arguments->repeats, "Timed runs (3 seconds' worth, 5 to 50)")
-      ->check(CLI::Range(1, 1'000'000));
-  command->add_flag("--json", arguments->json, "One JSON object a line");
+  command->add_option("--backend", arguments->backend)->option_text("auto|reference|cpu|cuda");
+  command
+      ->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
+      ->option_text("T");
+  command->add_option("--threads", arguments->threads, "0: PAGEFILL_NUM_THREADS, or all")
+      ->option_text("N");
+  command->add_option("--repeats", arguments->repeats, "timed runs (3 seconds' worth, 5 to 50)")
+      ->check(CLI::Range(1, 1'000'000).description(""))
+      ->option_text("N");
+  command->add_flag("--json", arguments->json, "one JSON object a line");
 
   command->callback([arguments, shape, &exit_code] {
     if (const Status status = finish_shape(*arguments); !status.ok()) {

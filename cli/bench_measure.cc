@@ -51,7 +51,7 @@ Result<double> timed_run(const BenchInputs& inputs, const Context& context) {
 
 }  // namespace
 
-Result<Measurement> measure(const BenchShape& shape, const Context& context, const PeakMeter& meter,
+Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter& meter,
                             std::optional<int> repeats, Progress& progress) {
   if (const Status status = fits_memory(shape); !status.ok()) return status;
   progress.show(fmt::format("{}: inputs", describe(shape)));

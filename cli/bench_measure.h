@@ -27,7 +27,7 @@ struct Measurement {
 };
 
 // `repeats`: not given, as many as fit a few seconds, and at least 5.
-Result<Measurement> measure(const BenchShape& shape, const Context& context, const PeakMeter& meter,
+Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter& meter,
                             std::optional<int> repeats, Progress& progress);
 
 }  // namespace pagefill::cli

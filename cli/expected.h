@@ -10,6 +10,9 @@ namespace pagefill::cli {
 struct Expected {
   Tensor output;  // float64 [total_tokens, num_q_heads, v_head_dim]
   Tensor lse;     // float64 [total_tokens, num_q_heads]
+  // float64 [total_tokens, num_q_heads]: the row's largest |score| + softmax_scale * |q * k|, the score before
+  // the cap and the length of the random walk that its dot product adds up.
+  Tensor score_size;
 };
 
 // The library has accepted the batch.

@@ -185,7 +185,7 @@ Result<Proof> prove_invariance(const Claim& claim) {
   for (const int num_threads : {1, 2, 3}) {
     Context context = claim.context;
     context.num_threads = num_threads;
-    run(fmt::format("{} threads", num_threads), [&] { return attend(batch, context); });
+    run(fmt::format("num_threads {}", num_threads), [&] { return attend(batch, context); });
   }
   run("token-major caches", [&] { return attend_token_major(batch, claim.context); });
   run("keys and values interleaved", [&] { return attend_interleaved(batch, claim.context); });

@@ -57,8 +57,10 @@ size_t buffer_floats() {
 PeakMeter::PeakMeter(const PeakKernels& kernels, int num_threads)
     : kernels_(kernels),
       num_threads_(num_threads),
-      floats_per_thread_(buffer_floats() / num_threads / kReadBlock * kReadBlock + kReadBlock),
-      buffer_(new float[floats_per_thread_ * num_threads]) {
+      floats_per_thread_(buffer_floats() / num_threads / kReadBlock * kReadBlock + kReadBlock) {}
+
+void PeakMeter::allocate_buffer() {
+  buffer_.reset(new float[floats_per_thread_ * num_threads_]);  // not touched, unlike make_unique's
   // Each thread's part is first touched on its own, which on machines with several memories is what
   // decides where it lies.
   rate_of(num_threads_, [this](int thread, Clock::time_point) {
@@ -82,7 +84,8 @@ double PeakMeter::measure_flops() const {
   return best;
 }
 
-double PeakMeter::measure_bandwidth() const {
+double PeakMeter::measure_bandwidth() {
+  if (buffer_ == nullptr) allocate_buffer();
   double best = 0;
   for (const ReadLoop loop : kernels_.read_loops) {
     const double rate = rate_of(num_threads_, [this, loop](int thread, Clock::time_point) {

@@ -17,10 +17,13 @@ class PeakMeter {
 
   // float32 operations a second; a few milliseconds for each shape of the multiply-add loop.
   double measure_flops() const;
-  // Bytes read a second, from a buffer that no cache holds; nothing else is in the caches afterwards.
-  double measure_bandwidth() const;
+  // Bytes read a second, from a buffer that no cache holds; nothing else is in the caches afterwards. The
+  // first call allocates it, and throws std::bad_alloc when there is no such memory.
+  double measure_bandwidth();
 
  private:
+  void allocate_buffer();
+
   const PeakKernels& kernels_;
   int num_threads_;
   size_t floats_per_thread_;

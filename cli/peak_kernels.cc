@@ -16,13 +16,23 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Floats = hn::ScalableTag<float>;
 using V = hn::Vec<Floats>;
 
+// Neither form overflows or gets to denormals: the sums stop growing where 1/2 is below their last bit, and
+// x / 2 + 1 converges to 2.
+HWY_INLINE V multiply_add(V chain, V half, V one) {
+#if HWY_NATIVE_FMA
+  return hn::MulAdd(half, one, chain);  // NEON adds into the third operand: other forms cost a move
+#else
+  return hn::MulAdd(chain, half, one);  // the product must change, or it is taken out of the loop
+#endif
+}
+
 // The chains are parameters, not an array, because vectors of SVE have no size that an array could have.
 template <class... Chains>
-HWY_INLINE double step_chains(int64_t steps, V factor, V addend, Chains... chains) {
+HWY_INLINE double step_chains(int64_t steps, V half, V one, Chains... chains) {
   for (int64_t i = 0; i < steps; ++i) {
-    ((chains = hn::MulAdd(chains, factor, addend)), ...);
+    ((chains = multiply_add(chains, half, one)), ...);
   }
-  V sum = addend;
+  V sum = one;
   ((sum = hn::Add(sum, chains)), ...);
   volatile float sink = hn::GetLane(sum);  // the loop has a result, so it stays
   static_cast<void>(sink);
@@ -32,13 +42,12 @@ HWY_INLINE double step_chains(int64_t steps, V factor, V addend, Chains... chain
 
 template <size_t... kChain>
 HWY_INLINE double run_chains(int64_t steps, std::index_sequence<kChain...>) {
-  // x = x / 2 + 1 converges to 2: no overflow, no denormals. Each chain starts elsewhere, and the
-  // compiler does not know where, so it cannot fold two into one.
+  // Each chain starts elsewhere, and the compiler does not know where, so it cannot fold two into one.
   const Floats d;
-  volatile float one = 1.0f;
-  const float start = one;
-  return step_chains(steps, hn::Set(d, 0.5f * start), hn::Set(d, start),
-                     hn::Set(d, start + static_cast<float>(kChain))...);
+  volatile float unknown = 1.0f;
+  const float one = unknown;
+  return step_chains(steps, hn::Set(d, 0.5f * one), hn::Set(d, one),
+                     hn::Set(d, one + static_cast<float>(kChain))...);
 }
 
 template <size_t kChains>
@@ -47,8 +56,8 @@ double multiply_add_loop(int64_t steps) {
 }
 
 // Which number of chains fills the pipes differs (latency times multiply-adds a cycle: 8 on Zen and Skylake,
-// 16 on Apple and Neoverse V cores), and so does the length at which a loop fits its fetch lines. Factor
-// and addend take two registers; a chain too many spills, and the loop then reads half.
+// 16 on Apple and Neoverse V cores), and so does the length at which a loop fits its fetch lines. The
+// operands take two registers; a chain too many spills, and the loop then reads half.
 #if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr MultiplyAddLoop kMultiplyAddLoops[] = {
     multiply_add_loop<8>,  multiply_add_loop<10>, multiply_add_loop<12>, multiply_add_loop<14>,
@@ -119,13 +128,17 @@ constexpr PeakKernels kPeakKernels[] = {
 #if HWY_TARGETS & HWY_EMU128
     N_EMU128::peak_kernels("portable"),
 #endif
+#if HWY_TARGETS & HWY_SCALAR
+    N_SCALAR::peak_kernels("portable"),
+#endif
 };
 
 }  // namespace
 
 const PeakKernels* find_peak_kernels(std::string_view target) {
   for (const PeakKernels& kernels : kPeakKernels) {
-    if ((kernels.highway_target & (hwy::SupportedTargets() | HWY_EMU128)) == 0) continue;
+    const int64_t available = hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR;
+    if ((kernels.highway_target & available) == 0) continue;
     if (target.empty() || target == kernels.target) return &kernels;
   }
   return nullptr;

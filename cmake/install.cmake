@@ -22,6 +22,7 @@ install(FILES ${PROJECT_BINARY_DIR}/pagefillConfig.cmake
 # Relative to the .pc file, so that the installed tree can be moved.
 set(pc_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH pc_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" pc_prefix "${pc_prefix}")
 set(pc_cflags "")
 if(NOT BUILD_SHARED_LIBS)
   set(pc_cflags " -DPAGEFILL_STATIC")

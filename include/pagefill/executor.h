@@ -28,7 +28,7 @@ class PAGEFILL_EXPORT Executor {
 struct CallReport {
   const char* backend = "";  // the backend that ran
   const char* target = "";   // its instruction set, as named by the code that ran
-  int num_threads = 0;       // threads that were asked for
+  int num_threads = 0;       // how many could take part: no more than there was work for
   size_t workspace_bytes = 0;
 };
 

@@ -25,6 +25,9 @@ std::string contents(const std::string& path) {
                                   const std::string& err) {
   dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
   dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
+  for (const char* name : {"PAGEFILL_BACKEND", "PAGEFILL_CPU_TARGET", "PAGEFILL_NUM_THREADS"}) {
+    unsetenv(name);
+  }
   for (const std::string& variable : surroundings.environment) {
     const size_t equals = variable.find('=');
     setenv(variable.substr(0, equals).c_str(), variable.substr(equals + 1).c_str(), 1);

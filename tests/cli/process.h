@@ -14,7 +14,7 @@ struct Finished {
 };
 
 struct Surroundings {
-  std::vector<std::string> environment{};  // NAME=value, beside this process's own
+  std::vector<std::string> environment{};  // NAME=value; of PAGEFILL_* no other
   std::optional<long> file_size_limit{};   // as `ulimit -f`: beyond it, write() fails
 };
 

@@ -131,9 +131,24 @@ TEST(Run, ABadCaseIsRefusedByNameAndNothingIsWritten) {
   file.tensors["context_len"] = Tensor::zeros(DType::kInt64, {1});
   finished = pagefill({"run", write_case(folder, file), "-o", folder / "out"});
   EXPECT_EQ(finished.exit_code, 2);
-  EXPECT_EQ(finished.err.find("pagefill: context_len: expected int32, got int64"), 0)
+  EXPECT_EQ(finished.err.find("pagefill: context_len: expected dtype int32, got int64"), 0)
       << finished.err;
   EXPECT_EQ(folder.num_files(), 1);
+}
+
+// 2^47 rows of no elements take no bytes in the file; their output would take 2^53.
+TEST(Run, AHugeShapeOfNoElementsIsRefusedBeforeItCostsMemory) {
+  const TemporaryFolder folder;
+  for (const auto& shape : {std::vector<int64_t>{int64_t{1} << 24, 4, 0},
+                            std::vector<int64_t>{int64_t{1} << 47, 4, 0}}) {
+    Safetensors file = small_sequence();
+    file.tensors["query"] = Tensor::zeros(DType::kFloat32, shape);
+    const Finished finished = pagefill({"run", write_case(folder, file), "-o", folder / "out"});
+    EXPECT_EQ(finished.exit_code, 2);
+    EXPECT_TRUE(finished.err.starts_with("pagefill: query: ") ||
+                finished.err.starts_with("pagefill: output: out of memory"))
+        << finished.err;
+  }
 }
 
 TEST(Run, TheOutputAppearsWholeOrNotAtAll) {

@@ -63,8 +63,8 @@ void expect_golden(const Safetensors& file, const Where& where) {
   context.cpu_target = where.target;
   context.report = &report;
   const Status status = prefill_page_attention(
-      view("query"), view("key_cache"), view("value_cache"), view("context_len"), view("page_indices"),
-      options_of(file), {output.view(), lse.view()}, context);
+      view("query"), view("key_cache"), view("value_cache"), view("context_len"),
+      view("page_indices"), options_of(file), {output.view(), lse.view()}, context);
   ASSERT_TRUE(status.ok()) << status.message();
   ASSERT_EQ(report.backend, where.backend);
 
@@ -74,8 +74,8 @@ void expect_golden(const Safetensors& file, const Where& where) {
   for (size_t i = 0; i < want.size(); ++i) {
     const double got = cli::load(output.view(), static_cast<int64_t>(i));
     const double tolerance = output_tolerance(output.dtype, want[i], context_len, largest);
-    ASSERT_TRUE(close(got, want[i], tolerance))
-        << "element " << i << ": expected " << want[i] << " within " << tolerance << ", got " << got;
+    ASSERT_TRUE(close(got, want[i], tolerance)) << "element " << i << ": expected " << want[i]
+                                                << " within " << tolerance << ", got " << got;
   }
   const auto want_lse = file.tensors.at("expected_lse_f64").elements<double>();
   for (size_t i = 0; i < want_lse.size(); ++i) {
@@ -97,8 +97,8 @@ TEST(Golden, EveryCaseOnEveryTargetIsWithinTheTolerance) {
   }
 }
 
-// What ejkernel itself computes, in query's dtype; it rounds intermediate results to that dtype, so this
-// says that both compute the same operator, not how well.
+// What ejkernel itself computes, in query's dtype; it rounds intermediate results to that dtype, so
+// this says that both compute the same operator, not how well.
 TEST(Golden, EjkernelsOwnOutputIsTheSameOperator) {
   for (const std::string& path : golden_files()) {
     SCOPED_TRACE(path);

@@ -152,16 +152,15 @@ class Engine {
         num_tokens > 0 && partial && allocator_.reference_count(old.pages.back()) > 1;
     const int64_t needed = pages_for(seq, old.context_len + num_tokens) -
                            static_cast<int64_t>(old.pages.size()) + (must_copy ? 1 : 0);
+    const int64_t num_free = allocator_.num_free_pages();
     const auto copies = allocator_.append(id, num_tokens);
-    RC_ASSERT(copies.ok() == (needed <= allocator_.num_free_pages() + (copies.ok() ? needed : 0)));
+    RC_ASSERT(copies.ok() == (needed <= num_free));
     if (!copies.ok()) {
-      RC_TAG("exhausted");
       RC_ASSERT(copies.status().code() == StatusCode::kResourceExhausted);
       RC_ASSERT(see_all() == before);
       return;
     }
     RC_ASSERT(copies.value().size() == (must_copy ? 1u : 0u));
-    if (must_copy) RC_TAG("copied");
     for (const PageCopy& copy : copies.value()) {
       for (int32_t i = 0; i < copy.num_slots; ++i) {
         memory_[static_cast<size_t>(copy.destination)][static_cast<size_t>(i)] =

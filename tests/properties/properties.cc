@@ -1,5 +1,6 @@
-// RapidCheck draws geometries, options, layouts and cuts; a property that fails is shrunk to the smallest
-// numbers that still fail. RC_PARAMS="max_success=1000 seed=..." asks for more, or for the same again.
+// RapidCheck draws geometries, options, layouts and cuts; a property that fails is shrunk to the
+// smallest numbers that still fail. RC_PARAMS="max_success=1000 seed=..." asks for more, or for the
+// same again.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -40,8 +41,8 @@ Geometry draw_geometry() {
   g.sequences.clear();
   const int64_t num_seqs = draw(1, 4, "num_seqs");
   for (int64_t s = 0; s < num_seqs; ++s) {
-    const int64_t context = draw(0, 1, "long") == 0 ? draw(0, 150, "context_len")
-                                                    : draw(150, 1200, "context_len");
+    const int64_t context =
+        draw(0, 1, "long") == 0 ? draw(0, 150, "context_len") : draw(150, 1200, "context_len");
     g.sequences.push_back({draw(0, 30, "chunk_size"), context});
   }
   return g;
@@ -77,8 +78,8 @@ Layout draw_layout() {
 }
 
 Where draw_target(const std::vector<Where>& targets) {
-  Where where = targets[static_cast<size_t>(
-      draw(0, static_cast<int64_t>(targets.size()) - 1, "target"))];
+  Where where =
+      targets[static_cast<size_t>(draw(0, static_cast<int64_t>(targets.size()) - 1, "target"))];
   where.threads = static_cast<int>(draw(1, 4, "threads"));
   return where;
 }

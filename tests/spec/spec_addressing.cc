@@ -1,5 +1,5 @@
-// Promise 5: 64-bit addressing. The tensors are sparse: zeros without memory behind them, but for the few
-// slots that matter. An address cut to 32 bits lands in zeros, or on no memory at all.
+// Promise 5: 64-bit addressing. The tensors are sparse: zeros without memory behind them, but for
+// the few slots that matter. An address cut to 32 bits lands in zeros, or on no memory at all.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -19,7 +19,8 @@ constexpr int64_t k2To32 = int64_t{1} << 32;
 
 // A tensor whose elements lie as far apart as `strides` say.
 struct SparseTensor {
-  SparseTensor(DType element, std::array<int64_t, 4> extents, std::array<int64_t, 4> element_strides)
+  SparseTensor(DType element, std::array<int64_t, 4> extents,
+               std::array<int64_t, 4> element_strides)
       : dtype(element), shape(extents), strides(element_strides), memory(size()) {}
 
   size_t size() const {
@@ -33,7 +34,9 @@ struct SparseTensor {
     }
   }
   TensorView view() const {
-    return {memory.data(), dtype, {shape[0], shape[1], shape[2], shape[3]},
+    return {memory.data(),
+            dtype,
+            {shape[0], shape[1], shape[2], shape[3]},
             {strides[0], strides[1], strides[2], 1}};
   }
   // Without the first dimension, which is 1: query and output.
@@ -55,9 +58,12 @@ struct FarApart {
 };
 
 void expect_right(const FarApart& far, DType dtype) {
-  const Problem problem =
-      random_problem({.sequences = {{3, 11}}, .num_q_heads = 2, .num_kv_heads = 2, .head_dim = 16,
-                      .query_dtype = dtype, .cache_dtype = dtype});
+  const Problem problem = random_problem({.sequences = {{3, 11}},
+                                          .num_q_heads = 2,
+                                          .num_kv_heads = 2,
+                                          .head_dim = 16,
+                                          .query_dtype = dtype,
+                                          .cache_dtype = dtype});
   const Sequence& seq = problem.sequences[0];
   const std::array<int64_t, 4> cache_shape = {2, far.total_num_pages, far.page_size, 16};
   SparseTensor keys(dtype, cache_shape, far.cache_strides);
@@ -79,15 +85,16 @@ void expect_right(const FarApart& far, DType dtype) {
   const Expected expected = oracle(problem);
   for (const Where& where : all_targets()) {
     SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
-    Results got{dtype, 2, 16, std::vector<std::byte>(3 * 2 * 16 * dtype_size(dtype)),
-                std::vector<float>(6), {}};
+    Results got{
+        dtype, 2, 16, std::vector<std::byte>(3 * 2 * 16 * dtype_size(dtype)), std::vector<float>(6),
+        {}};
     Context context;
     context.backend = where.backend;
     context.cpu_target = where.target;
     context.num_threads = 1;
-    const Status status = prefill_page_attention(
-        query.rows(), keys.view(), values.view(), context_len, far.pages, {},
-        {output.rows(), MutableTensorView(got.lse.data(), {3, 2})}, context);
+    const Status status =
+        prefill_page_attention(query.rows(), keys.view(), values.view(), context_len, far.pages, {},
+                               {output.rows(), MutableTensorView(got.lse.data(), {3, 2})}, context);
     ASSERT_TRUE(status.ok()) << status.message();
     for (int64_t i = 0; i < 3; ++i) {
       for (int64_t h = 0; h < 2; ++h) {
@@ -110,10 +117,11 @@ TEST(Addressing, PagesBeyond2To31And2To32Elements) {
   // Pages of 4 slots of 16: page n begins at element 64 n of each head.
   const auto page_at = [](int64_t element) { return static_cast<int32_t>(element / 64); };
   const int64_t pages = k2To32 / 64 + 5;
-  expect_right_for_all_dtypes({.page_size = 4,
-                               .pages = {page_at(k2To31) + 1, page_at(k2To32) + 2, page_at(k2To32) - 1},
-                               .total_num_pages = pages,
-                               .cache_strides = {pages * 64, 64, 16, 1}});
+  expect_right_for_all_dtypes(
+      {.page_size = 4,
+       .pages = {page_at(k2To31) + 1, page_at(k2To32) + 2, page_at(k2To32) - 1},
+       .total_num_pages = pages,
+       .cache_strides = {pages * 64, 64, 16, 1}});
 }
 
 TEST(Addressing, BytesBeyond2To31And2To32) {

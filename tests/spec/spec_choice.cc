@@ -1,5 +1,5 @@
-// PAGEFILL_BACKEND, PAGEFILL_CPU_TARGET and PAGEFILL_NUM_THREADS force a choice, and what was forced is
-// what ran: the code that ran says its own name.
+// PAGEFILL_BACKEND, PAGEFILL_CPU_TARGET and PAGEFILL_NUM_THREADS force a choice, and what was
+// forced is what ran: the code that ran says its own name.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -99,7 +99,8 @@ TEST(Choice, EveryBackendAndTargetCanBeForcedByTheContext) {
 }
 
 TEST(Choice, TargetsThatAreForcedAreDifferentCode) {
-  // Two instruction sets with other vector lengths, or without a fused multiply-add, differ in some bit.
+  // Two instruction sets with other vector lengths, or without a fused multiply-add, differ in some
+  // bit.
   const Problem problem = random_problem({.sequences = {{20, 700}}, .head_dim = 64});
   const Results reference = run(problem, {}, {"reference", "auto", 1});
   for (const Where& where : cpu_targets()) {
@@ -124,24 +125,26 @@ TEST(Choice, WithoutAWishTheBestRuns) {
 TEST(Choice, TheEnvironmentSetsTheNumberOfThreads) {
   Context context;
   for (int threads : {1, 2, 3}) {
-    const Environment environment(std::vector<Variable>{{"PAGEFILL_NUM_THREADS", std::to_string(threads)}});
+    const Environment environment(
+        std::vector<Variable>{{"PAGEFILL_NUM_THREADS", std::to_string(threads)}});
     const Result<BackendChoice> choice = choose_backend();
     ASSERT_TRUE(choice.ok()) << choice.status().message();
     EXPECT_EQ(choice->num_threads, threads);
     EXPECT_EQ(ran().num_threads, threads);
     context.num_threads = 4 - threads;
-    EXPECT_EQ(ran(context).num_threads, 4 - threads) << "the caller's word is above the environment's";
+    EXPECT_EQ(ran(context).num_threads, 4 - threads)
+        << "the caller's word is above the environment's";
   }
 }
 
 TEST(Choice, UnknownValuesOfTheEnvironmentAreErrors) {
   const Variable unknown[] = {
-      {"PAGEFILL_BACKEND", "tpu"},       {"PAGEFILL_BACKEND", ""},
-      {"PAGEFILL_BACKEND", "CPU"},       {"PAGEFILL_CPU_TARGET", "mmx"},
-      {"PAGEFILL_CPU_TARGET", ""},       {"PAGEFILL_NUM_THREADS", "0"},
-      {"PAGEFILL_NUM_THREADS", "-2"},    {"PAGEFILL_NUM_THREADS", "two"},
-      {"PAGEFILL_NUM_THREADS", "2x"},    {"PAGEFILL_NUM_THREADS", ""},
-      {"PAGEFILL_NUM_THREADS", "1e3"},   {"PAGEFILL_NUM_THREADS", "99999999999999999999"},
+      {"PAGEFILL_BACKEND", "tpu"},     {"PAGEFILL_BACKEND", ""},
+      {"PAGEFILL_BACKEND", "CPU"},     {"PAGEFILL_CPU_TARGET", "mmx"},
+      {"PAGEFILL_CPU_TARGET", ""},     {"PAGEFILL_NUM_THREADS", "0"},
+      {"PAGEFILL_NUM_THREADS", "-2"},  {"PAGEFILL_NUM_THREADS", "two"},
+      {"PAGEFILL_NUM_THREADS", "2x"},  {"PAGEFILL_NUM_THREADS", ""},
+      {"PAGEFILL_NUM_THREADS", "1e3"}, {"PAGEFILL_NUM_THREADS", "99999999999999999999"},
       {"PAGEFILL_NUM_THREADS", " 2"},
   };
   for (const auto& [variable, value] : unknown) {
@@ -152,7 +155,8 @@ TEST(Choice, UnknownValuesOfTheEnvironmentAreErrors) {
 }
 
 TEST(Choice, AMisspeltTargetIsAnErrorWhateverTheBackend) {
-  const Environment environment(std::vector<Variable>{{"PAGEFILL_BACKEND", "reference"}, {"PAGEFILL_CPU_TARGET", "mmx"}});
+  const Environment environment(
+      std::vector<Variable>{{"PAGEFILL_BACKEND", "reference"}, {"PAGEFILL_CPU_TARGET", "mmx"}});
   expect_error(attend({}), StatusCode::kInvalidArgument, "PAGEFILL_CPU_TARGET", "mmx");
 }
 

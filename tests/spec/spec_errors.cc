@@ -1,5 +1,5 @@
-// Promise 7: errors before faults. A bad argument is named, with what was expected and what came; nothing
-// is written.
+// Promise 7: errors before faults. A bad argument is named, with what was expected and what came;
+// nothing is written.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -29,7 +29,8 @@ struct BadInput {
   StatusCode code = StatusCode::kInvalidArgument;
 };
 
-// Two sequences, 20 @ 150 and 3 @ 40, in pages of 16 (10 and 3 of them), heads 4/2, head_dim 32, float32.
+// Two sequences, 20 @ 150 and 3 @ 40, in pages of 16 (10 and 3 of them), heads 4/2, head_dim 32,
+// float32.
 Problem two_sequences() { return random_problem({.sequences = {{20, 150}, {3, 40}}}); }
 constexpr Chunk kTwoChunks[] = {{0, 0, 20}, {1, 0, 3}};
 
@@ -74,8 +75,13 @@ const BadInput kBadTensors[] = {
     {"query", "-128", [](Call& c) { c.arguments.query.strides[0] = -128; }},
     {"query", "", [](Call& c) { c.arguments.query.strides[0] = kHuge; }},
     {"query", "",
-     [](Call& c) { c.arguments.query.data = static_cast<const char*>(c.arguments.query.data) + 1; }},
-    {"query", "CUDA", [](Call& c) { c.arguments.query.device = {DeviceType::kCuda, 0}; },
+     [](Call& c) {
+       c.arguments.query.data = static_cast<const char*>(c.arguments.query.data) + 1;
+     }},
+    {"query", "CUDA",
+     [](Call& c) {
+       c.arguments.query.device = {DeviceType::kCuda, 0};
+     },
      StatusCode::kUnsupported},
 
     {"key_cache", "", [](Call& c) { c.arguments.key_cache = {}; }},
@@ -127,7 +133,8 @@ const BadInput kBadMetadata[] = {
 
     {"kv_start", "-1", [](Call& c) { c.arguments.options.kv_start = numbers<-1, 0>(); }},
     {"kv_start", "[1]", [](Call& c) { c.arguments.options.kv_start = numbers<0>(); }},
-    {"kv_start", "float32", [](Call& c) { c.arguments.options.kv_start = TensorView(kSomeSinks, {2}); }},
+    {"kv_start", "float32",
+     [](Call& c) { c.arguments.options.kv_start = TensorView(kSomeSinks, {2}); }},
 };
 
 const BadInput kBadOptions[] = {
@@ -135,15 +142,17 @@ const BadInput kBadOptions[] = {
     {"softmax_scale", "inf", [](Call& c) { c.arguments.options.softmax_scale = kInf; }},
     {"softmax_scale", "-inf", [](Call& c) { c.arguments.options.softmax_scale = -kInf; }},
     {"attn_logits_soft_cap", "0", [](Call& c) { c.arguments.options.attn_logits_soft_cap = 0.0f; }},
-    {"attn_logits_soft_cap", "-2", [](Call& c) { c.arguments.options.attn_logits_soft_cap = -2.0f; }},
-    {"attn_logits_soft_cap", "nan", [](Call& c) { c.arguments.options.attn_logits_soft_cap = kNaN; }},
-    {"attn_logits_soft_cap", "inf", [](Call& c) { c.arguments.options.attn_logits_soft_cap = kInf; }},
+    {"attn_logits_soft_cap", "-2",
+     [](Call& c) { c.arguments.options.attn_logits_soft_cap = -2.0f; }},
+    {"attn_logits_soft_cap", "nan",
+     [](Call& c) { c.arguments.options.attn_logits_soft_cap = kNaN; }},
+    {"attn_logits_soft_cap", "inf",
+     [](Call& c) { c.arguments.options.attn_logits_soft_cap = kInf; }},
     {"sliding_window", "0", [](Call& c) { c.arguments.options.sliding_window = 0; }},
     {"sliding_window", "-7", [](Call& c) { c.arguments.options.sliding_window = -7; }},
     {"mask_value", "nan", [](Call& c) { c.arguments.options.mask_value = kNaN; }},
     {"mask_value", "inf", [](Call& c) { c.arguments.options.mask_value = kInf; }},
-    {"sinks", "[3]",
-     [](Call& c) { c.arguments.options.sinks = TensorView(kSomeSinks, {3}); }},
+    {"sinks", "[3]", [](Call& c) { c.arguments.options.sinks = TensorView(kSomeSinks, {3}); }},
     {"sinks", "int32", [](Call& c) { c.arguments.options.sinks = numbers<1, 2, 3, 4>(); }},
     {"sinks", "null",
      [](Call& c) { c.arguments.options.sinks = TensorView(nullptr, DType::kFloat32, {4}); }},
@@ -155,7 +164,10 @@ const BadInput kBadOutputs[] = {
     {"output", "[22, ", [](Call& c) { c.arguments.output.output.shape[0] = 22; }},
     {"output", "[23, 4, 40]", [](Call& c) { c.arguments.output.output.shape[2] = 40; }},
     {"output", "float16", [](Call& c) { c.arguments.output.output.dtype = DType::kFloat16; }},
-    {"output", "CUDA", [](Call& c) { c.arguments.output.output.device = {DeviceType::kCuda, 0}; },
+    {"output", "CUDA",
+     [](Call& c) {
+       c.arguments.output.output.device = {DeviceType::kCuda, 0};
+     },
      StatusCode::kUnsupported},
     {"output", "2", [](Call& c) { c.arguments.output.output.strides[2] = 2; }},
     {"output", "0", [](Call& c) { c.arguments.output.output.strides[1] = 0; }},
@@ -163,14 +175,18 @@ const BadInput kBadOutputs[] = {
     {"output", "query",
      [](Call& c) { c.arguments.output.output.data = const_cast<void*>(c.arguments.query.data); }},
     {"output", "key_cache",
-     [](Call& c) { c.arguments.output.output.data = const_cast<void*>(c.arguments.key_cache.data); }},
+     [](Call& c) {
+       c.arguments.output.output.data = const_cast<void*>(c.arguments.key_cache.data);
+     }},
     {"output", "value_cache",
      [](Call& c) {
        c.arguments.output.output.data =
            static_cast<float*>(const_cast<void*>(c.arguments.value_cache.data)) + 100;
      }},
     {"output", "page_table",
-     [](Call& c) { c.arguments.output.output.data = const_cast<void*>(c.arguments.page_table.data); }},
+     [](Call& c) {
+       c.arguments.output.output.data = const_cast<void*>(c.arguments.page_table.data);
+     }},
     {"lse", "[23, 3]", [](Call& c) { c.arguments.output.lse.shape[1] = 3; }},
     {"lse", "[92]",
      [](Call& c) { c.arguments.output.lse.rank = 1, c.arguments.output.lse.shape[0] = 92; }},
@@ -193,8 +209,7 @@ const BadInput kBadContexts[] = {
     {"num_threads", "2", [](Call& c) { c.context.executor = &too_few_threads; }},
     {"executor", "0",
      [](Call& c) { c.context.executor = &too_few_threads, c.context.num_threads = 0; }},
-    {"workspace", "63",
-     [](Call& c) { c.context.workspace = std::span(some_workspace).first(63); },
+    {"workspace", "63", [](Call& c) { c.context.workspace = std::span(some_workspace).first(63); },
      StatusCode::kResourceExhausted},
 };
 
@@ -209,13 +224,9 @@ const BadInput kBadSingleCalls[] = {
     {"page_indices", "[1, 10]", [](Call& c) { c.arguments.page_table.shape[0] = 1; }},
     {"page_indices", "int64", [](Call& c) { c.arguments.page_table.dtype = DType::kInt64; }},
     {"page_indices", "-1",
-     [](Call& c) {
-       c.arguments.page_table = numbers<0, 1, 2, 3, 4, 5, 6, 7, 8, -1>();
-     }},
+     [](Call& c) { c.arguments.page_table = numbers<0, 1, 2, 3, 4, 5, 6, 7, 8, -1>(); }},
     {"page_indices", "10",
-     [](Call& c) {
-       c.arguments.page_table = numbers<10, 1, 2, 3, 4, 5, 6, 7, 8, 9>();
-     }},
+     [](Call& c) { c.arguments.page_table = numbers<10, 1, 2, 3, 4, 5, 6, 7, 8, 9>(); }},
     {"page_indices", "null", [](Call& c) { c.arguments.page_table.data = nullptr; }},
     {"query", "",
      [](Call& c) {
@@ -225,7 +236,8 @@ const BadInput kBadSingleCalls[] = {
 
 // A copy of what the call would write, to hold against it afterwards.
 std::vector<std::byte> written_memory(const Arguments& a) {
-  std::vector<std::byte> bytes(a.output_memory.data(), a.output_memory.data() + a.output_memory.size());
+  std::vector<std::byte> bytes(a.output_memory.data(),
+                               a.output_memory.data() + a.output_memory.size());
   bytes.insert(bytes.end(), a.lse_memory.data(), a.lse_memory.data() + a.lse_memory.size());
   return bytes;
 }
@@ -234,7 +246,8 @@ void expect_named(const Status& status, const BadInput& bad) {
   const std::string& message = status.message();
   ASSERT_FALSE(status.ok()) << bad.argument << ", " << bad.got << ": accepted";
   EXPECT_EQ(status.code(), bad.code) << message;
-  EXPECT_TRUE(message.starts_with(std::string(bad.argument) + ":")) << bad.argument << ": " << message;
+  EXPECT_TRUE(message.starts_with(std::string(bad.argument) + ":"))
+      << bad.argument << ": " << message;
   EXPECT_NE(message.find("expected"), std::string::npos) << message;
   const size_t got = message.find("got");
   ASSERT_NE(got, std::string::npos) << message;
@@ -271,10 +284,11 @@ void expect_refused(std::span<const BadInput> table) {
       EXPECT_STREQ(report.backend, "untouched");
 
       const Arguments& a = c.arguments;
-      if (std::string_view(bad.argument) == "workspace") continue;  // its size can be asked without one
+      if (std::string_view(bad.argument) == "workspace")
+        continue;  // its size can be asked without one
       const Result<size_t> size =
-          attention_workspace_size(a.query, a.key_cache, a.value_cache, a.query_starts, a.context_lens,
-                                   a.page_table, a.options, a.output, c.context);
+          attention_workspace_size(a.query, a.key_cache, a.value_cache, a.query_starts,
+                                   a.context_lens, a.page_table, a.options, a.output, c.context);
       expect_named(size.status(), bad);
     }
   }
@@ -326,21 +340,23 @@ TEST(Errors, TheWorkspaceIsNeededToTheLastByteAndAligned) {
     c.context.num_threads = 2;
     c.context.report = &report;
     const Arguments& a = c.arguments;
-    const Result<size_t> size = attention_workspace_size(a.query, a.key_cache, a.value_cache,
-                                                         a.query_starts, a.context_lens, a.page_table,
-                                                         a.options, a.output, c.context);
+    const Result<size_t> size =
+        attention_workspace_size(a.query, a.key_cache, a.value_cache, a.query_starts,
+                                 a.context_lens, a.page_table, a.options, a.output, c.context);
     ASSERT_TRUE(size.ok()) << size.status().message();
     ASSERT_GT(*size, 0u);
 
     // The guard page behind the buffer faults when the call uses a byte more than it asked for.
-    const size_t aligned = (*size + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    const size_t aligned =
+        (*size + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
     const GuardedBuffer memory(static_cast<int64_t>(aligned), Guard::kBehind);
     const std::vector<std::byte> before = written_memory(a);
     c.context.workspace = {memory.data(), *size - 1};
     Status status = ragged(c);
     EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
     EXPECT_NE(status.message().find(std::to_string(*size)), std::string::npos) << status.message();
-    EXPECT_NE(status.message().find(std::to_string(*size - 1)), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find(std::to_string(*size - 1)), std::string::npos)
+        << status.message();
 
     const GuardedBuffer longer(static_cast<int64_t>(aligned) + 8, Guard::kBefore);
     c.context.workspace = {longer.data() + 8, *size};

@@ -22,8 +22,10 @@ void expect_right_on_all_targets(const Problem& problem, const Layout& layout = 
 
 TEST(Geometry, EveryHeadDim) {
   for (int64_t head_dim = 8; head_dim <= 512; head_dim += 8) {
-    expect_right_on_all_targets(random_problem(
-        {.sequences = {{5, 70}, {1, 66}}, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = head_dim}));
+    expect_right_on_all_targets(random_problem({.sequences = {{5, 70}, {1, 66}},
+                                                .num_q_heads = 2,
+                                                .num_kv_heads = 1,
+                                                .head_dim = head_dim}));
   }
 }
 
@@ -52,24 +54,26 @@ TEST(Geometry, EveryRatioOfHeads) {
 
 TEST(Geometry, EveryPageSize) {
   const Problem problem = random_problem({.sequences = {{20, 150}, {3, 1100}}, .head_dim = 16});
-  for (int64_t page_size : {1, 2, 3, 5, 7, 8, 13, 16, 31, 63, 64, 65, 100, 528, 1056, 4096, 100000}) {
+  for (int64_t page_size :
+       {1, 2, 3, 5, 7, 8, 13, 16, 31, 63, 64, 65, 100, 528, 1056, 4096, 100000}) {
     expect_right_on_all_targets(problem, {.page_size = page_size, .placement = 3});
   }
 }
 
 TEST(Geometry, EveryContextLengthAroundATile) {
   for (int64_t context = 0; context <= 140; ++context) {
-    expect_right_on_all_targets(random_problem({.sequences = {{std::min<int64_t>(context, 3), context}},
-                                                .num_q_heads = 3,
-                                                .num_kv_heads = 1,
-                                                .head_dim = 8}));
+    expect_right_on_all_targets(
+        random_problem({.sequences = {{std::min<int64_t>(context, 3), context}},
+                        .num_q_heads = 3,
+                        .num_kv_heads = 1,
+                        .head_dim = 8}));
   }
 }
 
 TEST(Geometry, EveryChunkSizeAroundARowTile) {
   for (int64_t chunk = 0; chunk <= 60; ++chunk) {
-    expect_right_on_all_targets(
-        random_problem({.sequences = {{chunk, 100}}, .num_q_heads = 5, .num_kv_heads = 1, .head_dim = 8}));
+    expect_right_on_all_targets(random_problem(
+        {.sequences = {{chunk, 100}}, .num_q_heads = 5, .num_kv_heads = 1, .head_dim = 8}));
   }
 }
 

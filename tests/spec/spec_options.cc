@@ -1,5 +1,5 @@
-// Promise 3: never something else in silence. Every option changes the result; what is not supported is
-// refused by name.
+// Promise 3: never something else in silence. Every option changes the result; what is not
+// supported is refused by name.
 #include <gtest/gtest.h>
 
 #include <cstring>

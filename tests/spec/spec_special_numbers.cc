@@ -1,5 +1,5 @@
-// Promise 1, inside the context: infinities, NaN, -0.0 and denormals behave as in the formula, and what a
-// row does not see does not touch it.
+// Promise 1, inside the context: infinities, NaN, -0.0 and denormals behave as in the formula, and
+// what a row does not see does not touch it.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -38,10 +38,11 @@ void expect_rows_equal(const Results& got, const Results& expected, int64_t begi
 }
 
 TEST(SpecialNumbers, ALaterTokenOfTheChunkTouchesNoEarlierRow) {
-  // The chunk's 40 tokens stand at 90..129, across KV tiles that end at 128; the token at 110 is ill.
+  // The chunk's 40 tokens stand at 90..129, across KV tiles that end at 128; the token at 110 is
+  // ill.
   for (DType dtype : kFloatDTypes) {
-    const Problem healthy = random_problem(
-        {.sequences = {{40, 130}}, .query_dtype = dtype, .cache_dtype = dtype});
+    const Problem healthy =
+        random_problem({.sequences = {{40, 130}}, .query_dtype = dtype, .cache_dtype = dtype});
     for (const Where& where : all_targets()) {
       const Results expected = run(healthy, {}, where);
       for (Part part : {Part::kKeys, Part::kValues}) {
@@ -120,8 +121,8 @@ TEST(SpecialNumbers, AVisibleNaNInKeysMakesItsRowsNaN) {
 }
 
 TEST(SpecialNumbers, KeysThatScoreMinusInfinityWeighNothing) {
-  // Queries are positive, so a key of -inf scores -inf. Whole KV tiles and a whole segment of such keys
-  // come first, where a running maximum has nothing to stand on yet.
+  // Queries are positive, so a key of -inf scores -inf. Whole KV tiles and a whole segment of such
+  // keys come first, where a running maximum has nothing to stand on yet.
   for (int64_t num_ill : {1, 64, 70, 128, 1024, 1100}) {
     Problem problem = random_problem({.sequences = {{3, num_ill + 9}}, .head_dim = 16});
     for (float& x : problem.sequences[0].query) x = std::abs(x) + 0.125f;
@@ -149,7 +150,8 @@ TEST(SpecialNumbers, DenormalsInKeysAreNotFlushedToZero) {
 }
 
 TEST(SpecialNumbers, DenormalsInValuesAreNotFlushedToZero) {
-  // All values of a context are one and the same denormal of the dtype, so the output is that number.
+  // All values of a context are one and the same denormal of the dtype, so the output is that
+  // number.
   for (DType dtype : kFloatDTypes) {
     Problem problem = random_problem(
         {.sequences = {{5, 90}, {1, 1}}, .query_dtype = dtype, .cache_dtype = dtype});
@@ -162,8 +164,9 @@ TEST(SpecialNumbers, DenormalsInValuesAreNotFlushedToZero) {
       SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
       const Results got = run(problem, {}, where);
       for (int64_t row = 0; row < got.num_rows(); ++row) {
-        // In float32 each of 90 products rounds by up to half the smallest number. bfloat16's denormals
-        // are 2^16 of those, float16's are normal in float32, and one key alone has weight 1: exact.
+        // In float32 each of 90 products rounds by up to half the smallest number. bfloat16's
+        // denormals are 2^16 of those, float16's are normal in float32, and one key alone has
+        // weight 1: exact.
         const double tolerance = dtype == DType::kFloat32 && row < 5 ? 45.0 * smallest : 0;
         EXPECT_NEAR(got.at(row, 0, 0), value, tolerance) << "row " << row;
         EXPECT_GT(got.at(row, 0, 0), 0) << "row " << row;

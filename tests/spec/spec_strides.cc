@@ -50,8 +50,9 @@ TEST(Strides, GapsBetweenRowsStayAsTheyWere) {
   }
 }
 
-// The case of models that project query, key and value in one product: [tokens, Hq + 2 Hkv, head_dim]. The
-// output goes into a column block of a buffer of its own, in which other columns belong to others.
+// The case of models that project query, key and value in one product: [tokens, Hq + 2 Hkv,
+// head_dim]. The output goes into a column block of a buffer of its own, in which other columns
+// belong to others.
 TEST(Strides, QueryIsAColumnBlockOfAFusedBuffer) {
   constexpr int64_t kTokens = 12, kHeads = 4, kDim = 32, kColumns = kHeads + 2 * 2;
   const Problem problem = random_problem({.sequences = {{kTokens, 100}}, .head_dim = kDim});
@@ -67,8 +68,8 @@ TEST(Strides, QueryIsAColumnBlockOfAFusedBuffer) {
                   kHeads * kDim * sizeof(float));
     }
     arguments.query = TensorView(qkv.data(), {kTokens, kHeads, kDim}, {kColumns * kDim, kDim, 1});
-    arguments.output.output = MutableTensorView(&merged[2 * kDim], {kTokens, kHeads, kDim},
-                                                {kColumns * kDim, kDim, 1});
+    arguments.output.output =
+        MutableTensorView(&merged[2 * kDim], {kTokens, kHeads, kDim}, {kColumns * kDim, kDim, 1});
     const Status status = call(arguments, where);
     ASSERT_TRUE(status.ok()) << status.message();
 

@@ -1,4 +1,5 @@
-// What ThreadSanitizer watches: the few calls in which threads meet. Small, so that it stays fast there.
+// What ThreadSanitizer watches: the few calls in which threads meet. Small, so that it stays fast
+// there.
 #include <gtest/gtest.h>
 
 #include <thread>

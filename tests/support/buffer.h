@@ -14,7 +14,8 @@ enum class Guard { kBehind, kBefore };
 class GuardedBuffer {
  public:
   GuardedBuffer() = default;
-  // `reserved` bytes of address space are this buffer's, although only `size` of them can be touched.
+  // `reserved` bytes of address space are this buffer's, although only `size` of them can be
+  // touched.
   GuardedBuffer(int64_t size, Guard guard, int64_t reserved = 0);
   GuardedBuffer(GuardedBuffer&& other) noexcept;
   GuardedBuffer& operator=(GuardedBuffer&& other) noexcept;

@@ -203,7 +203,8 @@ class Builder {
       for (int64_t h = 0; h < p_.num_kv_heads; ++h) {
         const float* k = &seq.keys[(key * p_.num_kv_heads + h) * p_.head_dim];
         const float* v = &seq.values[(key * p_.num_kv_heads + h) * p_.v_head_dim];
-        const int64_t k_at = plan.key.offset(h, page, slot), v_at = plan.value.offset(h, page, slot);
+        const int64_t k_at = plan.key.offset(h, page, slot),
+                      v_at = plan.value.offset(h, page, slot);
         for (int64_t d = 0; d < p_.head_dim; ++d) store(key_data, dtype, k_at + d, k[d]);
         for (int64_t d = 0; d < p_.v_head_dim; ++d) store(value_data, dtype, v_at + d, v[d]);
       }
@@ -280,8 +281,8 @@ class Builder {
         }
       }
     }
-    arguments_.query = TensorView(query.data(), p_.query_dtype, {tokens, p_.num_q_heads, p_.head_dim},
-                                  {q.token, q.head, 1});
+    arguments_.query = TensorView(query.data(), p_.query_dtype,
+                                  {tokens, p_.num_q_heads, p_.head_dim}, {q.token, q.head, 1});
     arguments_.memory.push_back(std::move(query));
     lay_out_sinks();
     lay_out_outputs(tokens);
@@ -305,8 +306,8 @@ class Builder {
     arguments_.output_memory = canaries(row_elements(tokens, p_.v_head_dim), p_.query_dtype);
     // The innermost stride is 1, so only lse's tokens can be apart.
     const int64_t lse_stride = p_.num_q_heads + layout_.gap;
-    arguments_.lse_memory = canaries(
-        tokens == 0 ? 0 : (tokens - 1) * lse_stride + p_.num_q_heads, DType::kFloat32);
+    arguments_.lse_memory =
+        canaries(tokens == 0 ? 0 : (tokens - 1) * lse_stride + p_.num_q_heads, DType::kFloat32);
     arguments_.output = AttentionOutput(
         MutableTensorView(arguments_.output_memory.data(), p_.query_dtype,
                           {tokens, p_.num_q_heads, p_.v_head_dim}, {o.token, o.head, 1}),
@@ -327,7 +328,8 @@ class Builder {
 
 std::string describe(const Layout& layout) {
   return fmt::format(
-      "page_size {}, cache order {}, placement {}, gap {}, heads outermost {}, unused {}, {} extra pages, "
+      "page_size {}, cache order {}, placement {}, gap {}, heads outermost {}, unused {}, {} extra "
+      "pages, "
       "{} extra entries, {} padding rows",
       layout.page_size, static_cast<int>(layout.cache_order), layout.placement, layout.gap,
       layout.heads_outermost, static_cast<int>(layout.unused), layout.extra_pages,

@@ -23,9 +23,10 @@ inline constexpr CacheOrder kCacheOrders[] = {CacheOrder::kHeadMajor, CacheOrder
                                               CacheOrder::kInterleavedSlots,
                                               CacheOrder::kInterleavedPages};
 
-// What all memory holds that no visible key needs. With kOldTokens, the keys that the rows do not see
-// (before a window) are where they were, all table entries are good, and the rest is zeros; with all
-// others such slots are filled, their pages freed, and the table entries that are not needed are bad.
+// What all memory holds that no visible key needs. With kOldTokens, the keys that the rows do not
+// see (before a window) are where they were, all table entries are good, and the rest is zeros;
+// with all others such slots are filled, their pages freed, and the table entries that are not
+// needed are bad.
 enum class Unused { kOldTokens, kNaN, kInfinity, kNegativeInfinity };
 
 struct Layout {
@@ -50,8 +51,8 @@ struct Chunk {
   int64_t row_end = 0;
 };
 
-// The arguments of one call, and the memory behind them. What is only read is write-protected; what is
-// written is full of canaries. Memory ends right behind the last byte that the call needs.
+// The arguments of one call, and the memory behind them. What is only read is write-protected; what
+// is written is full of canaries. Memory ends right behind the last byte that the call needs.
 struct Arguments {
   TensorView query, key_cache, value_cache, query_starts, context_lens, page_table;
   AttentionOptions options;

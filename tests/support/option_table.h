@@ -1,5 +1,5 @@
-// Every option of the operator, with the cases that the tests put it through. An option that is added to
-// AttentionOptions without a row here does not compile.
+// Every option of the operator, with the cases that the tests put it through. An option that is
+// added to AttentionOptions without a row here does not compile.
 #pragma once
 
 #include <array>
@@ -21,12 +21,15 @@ inline constexpr OptionCase kOptionTable[] = {
     {kSoftmaxScale, "softmax_scale 0.2", [](Problem& p) { p.options.softmax_scale = 0.2f; }},
     {kSoftmaxScale, "softmax_scale -0.3", [](Problem& p) { p.options.softmax_scale = -0.3f; }},
     {kSoftmaxScale, "softmax_scale 0", [](Problem& p) { p.options.softmax_scale = 0.0f; }},
-    {kSoftCap, "attn_logits_soft_cap 1.5", [](Problem& p) { p.options.attn_logits_soft_cap = 1.5f; }},
-    {kSoftCap, "attn_logits_soft_cap 30", [](Problem& p) { p.options.attn_logits_soft_cap = 30.0f; }},
+    {kSoftCap, "attn_logits_soft_cap 1.5",
+     [](Problem& p) { p.options.attn_logits_soft_cap = 1.5f; }},
+    {kSoftCap, "attn_logits_soft_cap 30",
+     [](Problem& p) { p.options.attn_logits_soft_cap = 30.0f; }},
     {kSlidingWindow, "sliding_window 1", [](Problem& p) { p.options.sliding_window = 1; }},
     {kSlidingWindow, "sliding_window 33", [](Problem& p) { p.options.sliding_window = 33; }},
     {kSlidingWindow, "sliding_window 100", [](Problem& p) { p.options.sliding_window = 100; }},
-    {kMaskValue, "mask_value -2 (masked keys count)", [](Problem& p) { p.options.mask_value = -2.0f; }},
+    {kMaskValue, "mask_value -2 (masked keys count)",
+     [](Problem& p) { p.options.mask_value = -2.0f; }},
     {kMaskValue, "mask_value -2 and sliding_window 17",
      [](Problem& p) { p.options.mask_value = -2.0f, p.options.sliding_window = 17; }},
     {kMaskValue, "mask_value -1, cap and window",
@@ -59,8 +62,8 @@ inline constexpr OptionCase kOptionTable[] = {
 
 // Does not compile when AttentionOptions has other members than the list of options above.
 inline void list_members(const AttentionOptions& options) {
-  [[maybe_unused]] const auto& [softmax_scale, attn_logits_soft_cap, sliding_window, mask_value, sinks,
-                                kv_start] = options;
+  [[maybe_unused]] const auto& [softmax_scale, attn_logits_soft_cap, sliding_window, mask_value,
+                                sinks, kv_start] = options;
   static_assert(kNumOptions == 6, "as many options as names in the binding");
 }
 

@@ -31,7 +31,8 @@ Dot dot(const float* a, const float* b, int64_t size) {
 }
 
 // The keys that take part in a row's softmax, with their scores.
-std::vector<Weighted> scores_of_row(const Problem& p, const Sequence& seq, int64_t row, int64_t head) {
+std::vector<Weighted> scores_of_row(const Problem& p, const Sequence& seq, int64_t row,
+                                    int64_t head) {
   const AttentionOptions& options = p.options;
   const double scale =
       options.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(p.head_dim)));

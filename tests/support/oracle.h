@@ -13,8 +13,8 @@ struct Expected {
   std::vector<double> output;         // [total_rows, num_q_heads, v_head_dim]
   std::vector<double> lse;            // [total_rows, num_q_heads]
   std::vector<double> largest_value;  // [total_rows, num_q_heads]: max |v| over the row's keys
-  // [total_rows, num_q_heads]: max over the row's keys of |s| + softmax_scale * |q * k|, the score before
-  // the cap and the length of the random walk that its dot product adds up.
+  // [total_rows, num_q_heads]: max over the row's keys of |s| + softmax_scale * |q * k|, the score
+  // before the cap and the length of the random walk that its dot product adds up.
   std::vector<double> score_size;
 };
 

@@ -70,9 +70,9 @@ void drop_keys_before(Problem& problem, int64_t kv_start) {
 }
 
 std::string describe(const Problem& p) {
-  std::string text = fmt::format("heads {}/{}, head_dim {}/{}, query {}, cache {}", p.num_q_heads,
-                                 p.num_kv_heads, p.head_dim, p.v_head_dim, dtype_name(p.query_dtype),
-                                 dtype_name(p.cache_dtype));
+  std::string text =
+      fmt::format("heads {}/{}, head_dim {}/{}, query {}, cache {}", p.num_q_heads, p.num_kv_heads,
+                  p.head_dim, p.v_head_dim, dtype_name(p.query_dtype), dtype_name(p.cache_dtype));
   for (const Sequence& seq : p.sequences) {
     text += fmt::format(", {} @ {} from {}", seq.num_rows, seq.context_len, seq.kv_start);
   }

@@ -28,8 +28,8 @@ struct Problem {
   int64_t v_head_dim = 0;
   DType query_dtype = DType::kFloat32;
   DType cache_dtype = DType::kFloat32;
-  AttentionOptions options;      // its views stay empty: sinks and kv_start are data here
-  std::vector<float> sinks;      // [num_q_heads], or empty: not given
+  AttentionOptions options;  // its views stay empty: sinks and kv_start are data here
+  std::vector<float> sinks;  // [num_q_heads], or empty: not given
   bool kv_start_given = false;
   std::vector<Sequence> sequences;
 

@@ -60,7 +60,8 @@ void take_rows(const GuardedBuffer& memory, const MutableTensorView& view, int64
 }  // namespace
 
 std::string describe(const Where& where) {
-  return fmt::format("backend {}, target {}, {} threads", where.backend, where.target, where.threads);
+  return fmt::format("backend {}, target {}, {} threads", where.backend, where.target,
+                     where.threads);
 }
 
 std::vector<Where> all_targets() {
@@ -97,8 +98,8 @@ Status call(const Arguments& a, const Where& where, CallReport* report, bool alo
     context.num_threads = where.threads;
   }
   if (!alone) {
-    return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts, a.context_lens,
-                                 a.page_table, a.options, a.output, context);
+    return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts,
+                                 a.context_lens, a.page_table, a.options, a.output, context);
   }
   TensorView page_indices = a.page_table;
   page_indices.rank = 1;
@@ -150,7 +151,8 @@ std::optional<std::string> difference(const Results& a, const Results& b) {
     if (std::memcmp(&a.lse[i], &b.lse[i], sizeof(float)) != 0) {
       return fmt::format("lse of row {}, head {}: {} and {}", row, head, a.lse[i], b.lse[i]);
     }
-    if (std::memcmp(&a.output[i * head_bytes], &b.output[i * head_bytes], head_bytes) == 0) continue;
+    if (std::memcmp(&a.output[i * head_bytes], &b.output[i * head_bytes], head_bytes) == 0)
+      continue;
     for (int64_t d = 0; d < a.v_head_dim; ++d) {
       const double x = a.at(static_cast<int64_t>(row), static_cast<int64_t>(head), d);
       const double y = b.at(static_cast<int64_t>(row), static_cast<int64_t>(head), d);

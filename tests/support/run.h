@@ -50,8 +50,8 @@ struct Results {
 Status call(const Arguments& arguments, const Where& where, CallReport* report = nullptr,
             bool alone = false);
 
-// Runs all rows. Throws std::runtime_error, which fails a test, when a call fails or writes outside its
-// rows.
+// Runs all rows. Throws std::runtime_error, which fails a test, when a call fails or writes outside
+// its rows.
 Results run(const Problem& problem, const Layout& layout = {}, const Where& where = {},
             const Cut& cut = {});
 

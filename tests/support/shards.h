@@ -6,9 +6,9 @@
 
 namespace pagefill::testing {
 
-// The decode rows of a problem against the keys before `split`, and against those from it on. A shard of
-// earlier keys ends its context there, so each sequence has one row: all of the shard is before it. A
-// sink belongs to the late shard only.
+// The decode rows of a problem against the keys before `split`, and against those from it on. A
+// shard of earlier keys ends its context there, so each sequence has one row: all of the shard is
+// before it. A sink belongs to the late shard only.
 struct Shards {
   Problem early, late;
 };

@@ -10,8 +10,8 @@ namespace pagefill::testing {
 namespace {
 
 struct Rounding {
-  double unit;             // half the distance from 1 to the next number
-  double half_subnormal;   // half the distance from 0 to the next number
+  double unit;            // half the distance from 1 to the next number
+  double half_subnormal;  // half the distance from 0 to the next number
 };
 
 Rounding rounding(DType dtype) {
@@ -59,16 +59,17 @@ std::optional<std::string> discrepancy(const Results& results, const Expected& e
         }
         const double largest = expected.largest_value[at];
         // A rounding before the last one is of a number that may be as large as the largest value.
-        const double earlier = (num_roundings - 1) * output_tolerance(p.query_dtype, largest, 0, 0) +
-                               score_tolerance(p.head_dim, expected.score_size[at], largest);
+        const double earlier =
+            (num_roundings - 1) * output_tolerance(p.query_dtype, largest, 0, 0) +
+            score_tolerance(p.head_dim, expected.score_size[at], largest);
         for (int64_t d = 0; d < p.v_head_dim; ++d) {
           const double want = expected.output[at * static_cast<size_t>(p.v_head_dim) + d];
           const double tolerance =
               earlier + output_tolerance(p.query_dtype, want, seq.context_len, largest);
           if (!close(results.at(row, h, d), want, tolerance)) {
             return fmt::format(
-                "output of row {}, head {}, element {}: expected {} within {}, got {} ({})", row, h, d,
-                want, tolerance, results.at(row, h, d), describe(p));
+                "output of row {}, head {}, element {}: expected {} within {}, got {} ({})", row, h,
+                d, want, tolerance, results.at(row, h, d), describe(p));
           }
         }
       }

@@ -309,7 +309,8 @@ struct RowResult {
 inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
   const FloatTag d;
   const float minus_infinity = -std::numeric_limits<float>::infinity();
-  RowResult result{1, sum, minus_infinity};
+  if (sum == 0) return {0, 1, has_sink ? sink : minus_infinity};
+  RowResult result{1, sum, 0};
   float base = max;
   if (has_sink && sink != minus_infinity) {
     const float sink_log2 = sink * kLog2E;
@@ -320,7 +321,6 @@ inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
     hn::Store(exp2_nonpositive(d, hn::Set(d, sink_log2 - base)), d, weights);
     result.sum = sum * result.weight + weights[0];
   }
-  if (result.sum == 0) return {0, 1, minus_infinity};
   const double lse = (base + std::log2(static_cast<double>(result.sum))) * 0.693147180559945309417;
   result.lse = std::isnan(lse) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(lse);
   return result;

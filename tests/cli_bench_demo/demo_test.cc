@@ -4,7 +4,7 @@
 #include "pagefill/backend.h"
 #include "process.h"
 
-namespace pagefill::test {
+namespace pagefill::cli {
 namespace {
 
 int count(const std::string& text, const std::string& part) {
@@ -16,7 +16,7 @@ int count(const std::string& text, const std::string& part) {
 void expect_equal_bits(const std::vector<std::string>& options) {
   std::vector<std::string> arguments{"demo"};
   arguments.insert(arguments.end(), options.begin(), options.end());
-  const ProcessResult result = run_pagefill(arguments);
+  const Finished result = pagefill(arguments);
   EXPECT_EQ(result.exit_code, 0) << result.err << result.out;
   EXPECT_EQ(result.err, "");
   EXPECT_EQ(count(result.out, "bits equal"), 6) << result.out;
@@ -40,24 +40,23 @@ TEST(Demo, BitsAreEqualOnAnyNumberOfThreads) {
 }
 
 TEST(Demo, SaysWhatRanAndWhatWasSaved) {
-  const ProcessResult result = run_pagefill({"demo", "--backend", "reference", "--threads", "1"});
+  const Finished result = pagefill({"demo", "--backend", "reference", "--threads", "1"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   for (const std::string part :
        {"reference", "1 thread", "system prompt", "contiguous", "shared"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
   }
-  const size_t lines = lines_of(result.out).size();
-  EXPECT_GE(lines, 10u);
-  EXPECT_LE(lines, 25u);
+  EXPECT_GE(count(result.out, "\n"), 10);
+  EXPECT_LE(count(result.out, "\n"), 25);
 }
 
 TEST(Demo, RefusesABackendThatIsNotThere) {
-  const ProcessResult result = run_pagefill({"demo", "--backend", "abacus"});
+  const Finished result = pagefill({"demo", "--backend", "abacus"});
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_EQ(result.out, "");
-  EXPECT_EQ(lines_of(result.err).size(), 1u) << result.err;
+  EXPECT_EQ(count(result.err, "\n"), 1) << result.err;
   EXPECT_NE(result.err.find("abacus"), std::string::npos);
 }
 
 }  // namespace
-}  // namespace pagefill::test
+}  // namespace pagefill::cli

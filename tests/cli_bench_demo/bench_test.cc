@@ -1,5 +1,4 @@
 // `pagefill bench` as a process. Its numbers are times, so only what holds on any machine is asked of them.
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -8,7 +7,7 @@
 #include "pagefill/backend.h"
 #include "process.h"
 
-namespace pagefill::test {
+namespace pagefill::cli {
 namespace {
 
 using nlohmann::json;
@@ -22,24 +21,22 @@ std::vector<std::string> tiny_bench(std::vector<std::string> options) {
   return arguments;
 }
 
-json json_of(const ProcessResult& result) {
+json json_of(const Finished& result) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.err, "");
-  const auto lines = lines_of(result.out);
-  EXPECT_EQ(lines.size(), 1u) << result.out;
-  return json::parse(lines.at(0));
+  return json::parse(result.out);
 }
 
 void expect_refused(const std::vector<std::string>& arguments, const std::string& name) {
-  const ProcessResult result = run_pagefill(arguments);
+  const Finished result = pagefill(arguments);
   EXPECT_EQ(result.exit_code, 2) << result.err;
   EXPECT_EQ(result.out, "");
-  EXPECT_EQ(lines_of(result.err).size(), 1u) << result.err;
+  EXPECT_EQ(result.err.find('\n'), result.err.size() - 1) << "one line: " << result.err;
   EXPECT_NE(result.err.find(name), std::string::npos) << result.err;
 }
 
 TEST(Bench, JsonHasExactlyTheKeysOfTheContract) {
-  const json line = json_of(run_pagefill(tiny_bench({"--threads", "1", "--json"})));
+  const json line = json_of(pagefill(tiny_bench({"--threads", "1", "--json"})));
   std::set<std::string> keys;
   for (const auto& [key, value] : line.items()) keys.insert(key);
   EXPECT_EQ(keys, (std::set<std::string>{"backend", "target", "dtype", "cache_dtype", "chunk",
@@ -60,12 +57,12 @@ TEST(Bench, JsonHasExactlyTheKeysOfTheContract) {
 
 TEST(Bench, CountsVisiblePairsAndVisibleBytes) {
   // Rows at positions 92 to 99 see 93 to 100 keys: 772 pairs, 4 heads, 4 * 32 operations each.
-  const json plain = json_of(run_pagefill(tiny_bench({"--json"})));
+  const json plain = json_of(pagefill(tiny_bench({"--json"})));
   EXPECT_EQ(plain["useful_flops"], 772.0 * 4 * 4 * 32);
   EXPECT_EQ(plain["cache_bytes"], 100.0 * 2 * (32 + 32) * 4);
 
   // A window of 10: 10 keys a row; keys 83 to 99. Values of 16: 2 * (32 + 16) operations a pair.
-  const json window = json_of(run_pagefill(
+  const json window = json_of(pagefill(
       tiny_bench({"--json", "--window", "10", "--v-head-dim", "16", "--cache-dtype", "bfloat16"})));
   EXPECT_EQ(window["useful_flops"], 8.0 * 10 * 4 * 2 * (32 + 16));
   EXPECT_EQ(window["cache_bytes"], 17.0 * 2 * (32 + 16) * 2);
@@ -73,7 +70,7 @@ TEST(Bench, CountsVisiblePairsAndVisibleBytes) {
 }
 
 TEST(Bench, SharesAreThoseOfItsOwnNumbers) {
-  const json line = json_of(run_pagefill(tiny_bench({"--json"})));
+  const json line = json_of(pagefill(tiny_bench({"--json"})));
   const double seconds = line["median_seconds"];
   ASSERT_GT(seconds, 0);
   // A scalar machine of 100 MHz and a rack of servers lie between these.
@@ -92,12 +89,12 @@ TEST(Bench, SharesAreThoseOfItsOwnNumbers) {
 TEST(Bench, RunsOnTheBackendAndTargetThatAreAskedFor) {
   for (const BackendInfo& backend : list_backends()) {
     if (!backend.available) continue;
-    const json line = json_of(run_pagefill(tiny_bench({"--json", "--backend", backend.name})));
+    const json line = json_of(pagefill(tiny_bench({"--json", "--backend", backend.name})));
     EXPECT_EQ(line["backend"], backend.name);
     for (const TargetInfo& target : backend.targets) {
       if (!target.available) continue;
-      const json on_target = json_of(run_pagefill(
-          tiny_bench({"--json", "--backend", backend.name, "--cpu-target", target.name})));
+      const json on_target = json_of(
+          pagefill(tiny_bench({"--json", "--backend", backend.name, "--cpu-target", target.name})));
       EXPECT_EQ(on_target["target"], target.name);
     }
   }
@@ -105,7 +102,7 @@ TEST(Bench, RunsOnTheBackendAndTargetThatAreAskedFor) {
 
 TEST(Bench, TakesEveryOptionOfTheShape) {
   for (const std::string dtype : {"float32", "bfloat16", "float16"}) {
-    const json line = json_of(run_pagefill(
+    const json line = json_of(pagefill(
         tiny_bench({"--json", "--dtype", dtype, "--soft-cap", "20", "--sinks", "--threads", "2"})));
     EXPECT_EQ(line["dtype"], dtype);
     EXPECT_EQ(line["cache_dtype"], dtype);
@@ -114,7 +111,7 @@ TEST(Bench, TakesEveryOptionOfTheShape) {
 }
 
 TEST(Bench, PrintsATableWithTheShape) {
-  const ProcessResult result = run_pagefill(tiny_bench({"--soft-cap", "20", "--window", "9"}));
+  const Finished result = pagefill(tiny_bench({"--soft-cap", "20", "--window", "9"}));
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.err, "") << "progress is for terminals";
   for (const std::string part : {"8 @ 100", "4/2 x 32", "float32", "cap 20", "window 9"}) {
@@ -146,4 +143,4 @@ TEST(Bench, RefusesACacheThatNoMachineHolds) {
 }
 
 }  // namespace
-}  // namespace pagefill::test
+}  // namespace pagefill::cli
