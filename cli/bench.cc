@@ -101,12 +101,15 @@ std::string title(const BackendChoice& choice, const PeakKernels& kernels) {
       kernels.target);
 }
 
+// Under these, the columns of table_row.
+constexpr const char* kRateHeadings[] = {
+    "          milliseconds             GFLOP/s            GB/s of cache",
+    "     median       best    done    peak     %    read    peak     %"};
+
 std::string headings() {
   const size_t width = std::string_view(kShapeHeadings).size();
-  return fmt::format(
-      "{:{}}          milliseconds             GFLOP/s            GB/s of cache\n"
-      "{}     median       best    done    peak     %    read    peak     %\n",
-      "", width, kShapeHeadings);
+  return fmt::format("{:{}}{}\n{}{}\n", "", width, kRateHeadings[0], kShapeHeadings,
+                     kRateHeadings[1]);
 }
 
 // Reading the cache is what bounds decode; elsewhere its rate says nothing.
@@ -121,7 +124,11 @@ std::string table_row(const BenchShape& shape, const Measurement& result) {
                        result.cache_bytes / result.median_seconds * 1e-9,
                        result.peak_bandwidth * 1e-9, result.share_of_bandwidth() * 100);
   }
-  return row + describe_options(shape);
+  const std::string options = describe_options(shape);
+  if (options.empty()) return row;
+  const size_t width =
+      std::string_view(kShapeHeadings).size() + std::string_view(kRateHeadings[1]).size();
+  return fmt::format("{:<{}}{}", row, width, options);
 }
 
 int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments) {

@@ -22,6 +22,8 @@ struct Candidate {
   std::string backend;
   std::string target;
 
+  std::string name() const { return target.empty() ? backend : backend + " " + target; }
+
   Context context() const {
     Context context;
     context.backend = backend;
@@ -65,7 +67,7 @@ Result<Outcome> examine(const Case& c, const Expected& expected, const Candidate
   Outcome outcome;
   if (report.backend != candidate.backend ||
       (!candidate.target.empty() && report.target != candidate.target)) {
-    outcome.wrong_code_ran = fmt::format("{} {} ran", report.backend, report.target);
+    outcome.wrong_code_ran = fmt::format("{} {} ran instead", report.backend, report.target);
   }
   outcome.accuracy = measure_accuracy(c.batch(), *state, expected);
   const Claim claim{c, *state, context, on_variant};
@@ -178,8 +180,7 @@ int verify(const std::vector<std::string>& paths) {
 
     for (const Candidate& candidate : candidates) {
       const auto on_variant = [&](std::string_view variant) {
-        progress.show(
-            fmt::format("{}: {} {}: {}", name, candidate.backend, candidate.target, variant));
+        progress.show(fmt::format("{}: {}: {}", name, candidate.name(), variant));
       };
       const Result<Outcome> outcome = examine(*c, *expected, candidate, on_variant);
       if (!outcome.ok()) return bad_case(outcome.status());
@@ -203,10 +204,7 @@ int verify(const std::vector<std::string>& paths) {
 void add_verify_command(CLI::App& app, int& exit_code) {
   auto paths = std::make_shared<std::vector<std::string>>();
   CLI::App* command = app.add_subcommand(
-      "verify",
-      "Hold every backend of this machine to a case: errors against float64, the same bits "
-      "whatever\n"
-      "unused memory holds, the same bits however pages, chunks, threads and strides are");
+      "verify", "Hold every backend of this machine to cases: accuracy, unused memory, invariance");
   command->add_option("CASE", *paths, "case files")->required();
   command->callback([paths, &exit_code] { exit_code = verify(*paths); });
 }

@@ -71,7 +71,7 @@ class Tensor {
     return {memory_.get(), memory_.get() + offset_ + size_};
   }
 
-  static bool odd(FuzzedDataProvider& bytes) { return bytes.ConsumeIntegral<uint8_t>() > 240; }
+  static bool odd(FuzzedDataProvider& bytes) { return bytes.ConsumeIntegral<uint8_t>() > 251; }
 
  private:
   static int64_t any_extent(FuzzedDataProvider& bytes) {

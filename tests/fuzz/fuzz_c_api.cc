@@ -131,11 +131,11 @@ struct Batch {
     return query_starts.exists() && context_lens.exists() && page_table.exists();
   }
   // Pages that validation may walk, and keys that a row may see.
-  bool worth_running(const Extents& e, int64_t rows) const {
+  bool worth_running(const Extents& e, double rows) const {
     const double seqs = static_cast<double>(std::max(context_lens.extent(0), e.num_seqs));
     const double pages = static_cast<double>(std::max(page_table.extent(1), e.max_pages));
     const double keys = static_cast<double>(context_lens.largest<int32_t>());
-    return seqs * pages < kMaxWork && static_cast<double>(rows) * keys < kMaxWork;
+    return seqs * pages < kMaxWork && rows * keys < kMaxWork;
   }
 };
 
@@ -158,11 +158,11 @@ void fuzz_attention(FuzzedDataProvider& bytes, bool ragged) {
   const pagefill_tensor* written = aliased ? query.get() : output.get();
   const pagefill_tensor* written_lse = bytes.ConsumeBool() ? lse.get() : nullptr;
   const pagefill_attention_options* given = bytes.ConsumeBool() ? &options.options : nullptr;
+  const double rows = static_cast<double>(std::max(e.tokens(), query.extent(0))) *
+                      static_cast<double>(std::max(e.num_q_heads(), query.extent(1)));
   if (!query.exists() || !key_cache.exists() || !value_cache.exists() || !batch.exists() ||
       !page_indices.exists() || !options.sinks.exists() || !options.kv_start.exists() ||
-      !output.exists() || !lse.exists() ||
-      !batch.worth_running(
-          e, std::max(e.tokens(), query.extent(0)) * std::max(e.num_q_heads(), query.extent(1)))) {
+      !output.exists() || !lse.exists() || !batch.worth_running(e, rows)) {
     return;
   }
   const auto before = output.snapshot(), lse_before = lse.snapshot(),
@@ -236,10 +236,12 @@ void fuzz_cache(FuzzedDataProvider& bytes) {
     copy.num_slots = bytes.ConsumeIntegralInRange<int32_t>(-1, 20);
     if (Tensor::odd(bytes)) copy.num_slots = bytes.ConsumeIntegral<int32_t>();
   }
+  const auto rows =
+      static_cast<double>(std::max(e.tokens(), batch.query_starts.largest<int32_t>()));
   for (const Tensor* t : {&keys, &values, &key_cache, &value_cache, &kv_start}) {
     if (!t->exists()) return;
   }
-  if (!batch.exists() || !batch.worth_running(e, e.tokens())) return;
+  if (!batch.exists() || !batch.worth_running(e, rows)) return;
   const auto keys_before = key_cache.snapshot(), values_before = value_cache.snapshot();
   const auto untouched = [&] {
     return key_cache.snapshot() == keys_before && value_cache.snapshot() == values_before;
