@@ -116,21 +116,23 @@ Status check_tensor(std::string_view name, const TensorView& view,
     return invalid_argument(fmt::format("{}: expected data for shape {}, got a null pointer", name,
                                         shape_string(view)));
   }
+  return {};
+}
+
+Status check_dtype(std::string_view name, const TensorView& view,
+                   std::initializer_list<DType> allowed) {
+  if (std::find(allowed.begin(), allowed.end(), view.dtype) == allowed.end()) {
+    std::vector<const char*> names;
+    for (DType dtype : allowed) names.push_back(dtype_name(dtype));
+    return invalid_argument(fmt::format("{}: expected dtype {}, got {}", name,
+                                        fmt::join(names, " or "), dtype_name(view.dtype)));
+  }
   if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(dtype_size(view.dtype)) != 0) {
     return invalid_argument(fmt::format("{}: expected data aligned to {} bytes ({}), got {}", name,
                                         dtype_size(view.dtype), dtype_name(view.dtype),
                                         fmt::ptr(view.data)));
   }
   return {};
-}
-
-Status check_dtype(std::string_view name, const TensorView& view,
-                   std::initializer_list<DType> allowed) {
-  if (std::find(allowed.begin(), allowed.end(), view.dtype) != allowed.end()) return {};
-  std::vector<const char*> names;
-  for (DType dtype : allowed) names.push_back(dtype_name(dtype));
-  return invalid_argument(fmt::format("{}: expected dtype {}, got {}", name,
-                                      fmt::join(names, " or "), dtype_name(view.dtype)));
 }
 
 Status check_distinct_elements(std::string_view name, const TensorView& view) {

@@ -23,10 +23,11 @@ struct Dimension {
 };
 
 // Given, on the CPU, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
-// addressable, data not null (unless there are no elements) and aligned to the dtype.
+// addressable, data not null (unless there are no elements).
 Status check_tensor(std::string_view name, const TensorView& view,
                     std::initializer_list<Dimension> shape);
 
+// One of these dtypes, and data aligned to it.
 Status check_dtype(std::string_view name, const TensorView& view,
                    std::initializer_list<DType> allowed);
 

@@ -75,9 +75,16 @@ class Tensor {
 
  private:
   static int64_t any_extent(FuzzedDataProvider& bytes) {
-    return bytes.ConsumeBool()
-               ? bytes.ConsumeIntegralInRange<int64_t>(-1, 40)
-               : bytes.ConsumeIntegral<int64_t>() >> (bytes.ConsumeIntegral<uint8_t>() % 64);
+    constexpr int64_t kLimits[] = {INT64_MAX, INT64_MAX / 2 + 1, int64_t{1} << 32,
+                                   int64_t{1} << 31};
+    switch (bytes.ConsumeIntegralInRange(0, 3)) {
+      case 0:
+        return bytes.PickValueInArray(kLimits);
+      case 1:
+        return bytes.ConsumeIntegral<int64_t>();
+      default:
+        return bytes.ConsumeIntegralInRange<int64_t>(-1, 40);
+    }
   }
   static int32_t any_int32(FuzzedDataProvider& bytes) {
     return bytes.ConsumeBool() ? bytes.ConsumeIntegralInRange<int32_t>(-1, 40)

@@ -14,8 +14,8 @@
 namespace pagefill::fuzzing {
 namespace {
 
-// (query, key) products of one call that are worth waiting for.
-constexpr double kMaxWork = 1 << 22;
+// (query, key) products of one call that are worth waiting for: a millisecond or two, sanitizers included.
+constexpr double kMaxWork = 1 << 16;
 
 void require(bool condition) {
   if (!condition) std::abort();

@@ -31,8 +31,8 @@ TEST(Geometry, EveryHeadDim) {
 
 TEST(Geometry, EveryValueHeadDimBesideEveryHeadDim) {
   for (int64_t dim = 8; dim <= 512; dim += 8) {
-    for (int64_t other : {int64_t{8}, int64_t{512}, 520 - dim}) {
-      expect_right_on_all_targets(random_problem({.sequences = {{5, 70}},
+    for (int64_t other : {int64_t{8}, 520 - dim}) {
+      expect_right_on_all_targets(random_problem({.sequences = {{3, 67}},
                                                   .num_q_heads = 2,
                                                   .num_kv_heads = 1,
                                                   .head_dim = other,

@@ -2,7 +2,7 @@
 // alone.
 #include <gtest/gtest.h>
 
-#include <utility>
+#include <algorithm>
 #include <vector>
 
 #include "support/option_table.h"
@@ -12,12 +12,12 @@
 namespace pagefill::testing {
 namespace {
 
-// Several KV tiles, several segments, a decode token, a whole prompt, a context of one key more
-// than a power of two.
+// A chunk longer than the longest cut, several KV tiles and
+// segments, a decode token, a whole prompt, and a context of one key more than a power of two.
 Problem long_problem() {
-  return random_problem({.sequences = {{70, 2200}, {1, 1537}, {66, 66}, {3, 1025}},
-                         .num_q_heads = 6,
-                         .num_kv_heads = 2,
+  return random_problem({.sequences = {{70, 130}, {9, 2200}, {1, 1537}, {20, 20}, {2, 1025}},
+                         .num_q_heads = 3,
+                         .num_kv_heads = 1,
                          .head_dim = 16,
                          .v_head_dim = 24});
 }
@@ -35,7 +35,7 @@ TEST(Invariance, PageSizeAndPlacement) {
 
 TEST(Invariance, NumberOfThreads) {
   std::vector<Variation> variations;
-  for (int threads : kThreads) {
+  for (int threads : {2, 3}) {
     for (int64_t chunk_size : kChunkSizes) {
       for (bool alone : {false, true}) variations.push_back({{}, threads, {chunk_size, alone}});
     }
@@ -57,8 +57,7 @@ TEST(Invariance, AloneAndInRaggedBatches) {
   for (const Where& where : cpu_targets()) {
     expect_same_bits(long_problem(), where, variations);
     Problem reversed = long_problem();
-    std::swap(reversed.sequences[0], reversed.sequences[3]);
-    std::swap(reversed.sequences[1], reversed.sequences[2]);
+    std::reverse(reversed.sequences.begin(), reversed.sequences.end());
     expect_same_bits(reversed, where, variations);
   }
 }
@@ -120,14 +119,13 @@ TEST(Invariance, HoldsForEveryHeadRatioAndHeadDim) {
     int64_t q, kv;
   };
   for (const Where& where : cpu_targets()) {
-    for (Heads heads :
-         {Heads{1, 1}, Heads{3, 1}, Heads{10, 2}, Heads{7, 1}, Heads{8, 1}, Heads{33, 1}}) {
-      for (int64_t head_dim : {8, 64, 80, 256, 512}) {
-        const Problem problem = random_problem({.sequences = {{26, 150}, {1, 200}},
+    for (Heads heads : {Heads{1, 1}, Heads{3, 1}, Heads{10, 2}, Heads{33, 1}}) {
+      for (int64_t head_dim : {8, 80, 512}) {
+        const Problem problem = random_problem({.sequences = {{26, 70}, {1, 130}},
                                                 .num_q_heads = heads.q,
                                                 .num_kv_heads = heads.kv,
                                                 .head_dim = head_dim,
-                                                .v_head_dim = head_dim == 256 ? 72 : head_dim});
+                                                .v_head_dim = head_dim == 80 ? 72 : head_dim});
         expect_same_bits(problem, where,
                          {{{.page_size = 3, .placement = 2}, 3, {1, false}},
                           {{.page_size = 100, .gap = 4}, 2, {5, true}},
