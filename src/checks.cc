@@ -7,6 +7,8 @@
 #include <array>
 #include <vector>
 
+#include "overlap.h"
+
 namespace pagefill {
 namespace {
 
@@ -23,34 +25,6 @@ int64_t span_bytes(const TensorView& view) {
   }
   int64_t bytes;
   return __builtin_mul_overflow(last + 1, dtype_size(view.dtype), &bytes) ? -1 : bytes;
-}
-
-struct ByteRange {
-  uintptr_t begin, end;
-  bool meets(const ByteRange& other) const { return begin < other.end && other.begin < end; }
-};
-
-ByteRange byte_range(const TensorView& view) {
-  const auto begin = reinterpret_cast<uintptr_t>(view.data);
-  return {begin, begin + static_cast<uintptr_t>(span_bytes(view))};
-}
-
-// One row of the outermost dimension.
-TensorView first_row(TensorView view) {
-  view.shape[0] = std::min<int64_t>(view.shape[0], 1);
-  return view;
-}
-
-// Whether rows of the two, which both step by `stride` bytes, keep to parts of the step of their own:
-// the case of query and output as columns of one fused buffer.
-bool interleave(const TensorView& a, const TensorView& b) {
-  const int64_t stride = a.strides[0] * dtype_size(a.dtype);
-  if (stride <= 0 || stride != b.strides[0] * dtype_size(b.dtype)) return false;
-  const int64_t a_size = span_bytes(first_row(a)), b_size = span_bytes(first_row(b));
-  const auto distance = static_cast<int64_t>(reinterpret_cast<intptr_t>(b.data) -
-                                             reinterpret_cast<intptr_t>(a.data));
-  const int64_t phase = (distance % stride + stride) % stride;
-  return phase >= a_size && phase + b_size <= stride;
 }
 
 std::string expected_shape(std::initializer_list<Dimension> shape) {
@@ -157,10 +131,7 @@ Status check_distinct_elements(std::string_view name, const TensorView& view) {
 
 Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
                       const TensorView& other) {
-  if (!view.given() || !other.given() || !byte_range(view).meets(byte_range(other)) ||
-      interleave(view, other)) {
-    return {};
-  }
+  if (!view.given() || !other.given() || !share_memory(view, other)) return {};
   return invalid_argument(fmt::format("{}: expected memory of its own, got memory that overlaps {}",
                                       name, other_name));
 }

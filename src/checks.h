@@ -34,8 +34,7 @@ Status check_dtype(std::string_view name, const TensorView& view,
 // No two elements of something that is written share memory.
 Status check_distinct_elements(std::string_view name, const TensorView& view);
 
-// Something that is written shares no memory with another argument. Two views of one fused buffer that
-// interleave row by row without touching are told apart when their outermost strides agree.
+// Something that is written shares no memory with another argument.
 Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
                       const TensorView& other);
 

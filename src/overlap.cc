@@ -55,10 +55,17 @@ bool meet(const Footprint& a, const Footprint& b, size_t depth, int64_t distance
   return false;
 }
 
+bool is_empty(const TensorView& view) {
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] == 0) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 bool share_memory(const TensorView& a, const TensorView& b) {
-  if (a.num_elements() == 0 || b.num_elements() == 0) return false;
+  if (is_empty(a) || is_empty(b)) return false;
   const auto distance =
       static_cast<int64_t>(reinterpret_cast<intptr_t>(b.data) - reinterpret_cast<intptr_t>(a.data));
   return meet(Footprint(a), Footprint(b), 0, distance);

@@ -78,13 +78,7 @@ Status check_output_memory(const Problem& p) {
 Status check_all_pages(const Problem& p, const BatchNames& names) {
   for (int64_t s = 0; s < p.num_seqs; ++s) {
     const SequenceGeometry seq = p.sequence(s);
-    const int64_t capacity = p.page_table.shape[1] * p.page_size;
-    if (seq.context_len - seq.kv_start > capacity) {
-      return invalid_argument(fmt::format(
-          "{}: expected at most {} tokens ({} pages of {} slots from position {}), got {}{}",
-          names.context_lens, seq.kv_start + capacity, p.page_table.shape[1], p.page_size,
-          seq.kv_start, seq.context_len, p.num_seqs > 1 ? fmt::format(" in sequence {}", s) : ""));
-    }
+    PAGEFILL_RETURN_IF_ERROR(check_capacity(p.page_table, s, seq, p.page_size, names));
     PAGEFILL_RETURN_IF_ERROR(check_pages(p.page_table, s, seq, p.mask.attended(seq, 0, seq.num_rows),
                                          p.page_size, p.key_cache.shape[1], names));
   }
@@ -151,6 +145,17 @@ Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total
     }
   }
   return {};
+}
+
+Status check_capacity(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,
+                      int64_t page_size, const BatchNames& names) {
+  const int64_t max_pages = page_table.shape[1];
+  if (ceil_div(seq.context_len - seq.kv_start, page_size) <= max_pages) return {};
+  // The product is small: below the context, which is an int32.
+  return invalid_argument(fmt::format(
+      "{}: expected at most {} tokens ({} pages of {} slots from position {}), got {}{}",
+      names.context_lens, seq.kv_start + max_pages * page_size, max_pages, page_size, seq.kv_start,
+      seq.context_len, page_table.shape[0] > 1 ? fmt::format(" in sequence {}", s) : ""));
 }
 
 Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,

@@ -33,8 +33,12 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
 Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
                    const BatchNames& names);
 
-// Key and value caches that agree with each other. `name_prefix` "new_" and the like are the caller's.
+// Key and value caches that agree with each other.
 Status check_caches(const TensorView& key_cache, const TensorView& value_cache);
+
+// The table has entries for all of the context from kv_start on.
+Status check_capacity(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,
+                      int64_t page_size, const BatchNames& names);
 
 // The table entries that hold keys of `range` exist and name pages of the cache.
 Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,

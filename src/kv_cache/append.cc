@@ -98,14 +98,10 @@ Status check_slots(const Problem& batch, int64_t s) {
                     "in sequence {}",
                     seq.position(0), seq.kv_start, s));
   }
-  const int64_t max_pages = batch.page_table.shape[1];
-  if (ceil_div(seq.context_len - seq.kv_start, batch.page_size) > max_pages) {
-    return invalid_argument(
-        fmt::format("context_lens: expected at most {} tokens ({} pages of {} slots from position "
-                    "{}), got {} in "
-                    "sequence {}",
-                    seq.kv_start + max_pages * batch.page_size, max_pages, batch.page_size,
-                    seq.kv_start, seq.context_len, s));
+  if (Status status =
+          check_capacity(batch.page_table, s, seq, batch.page_size, kRaggedNames);
+      !status.ok()) {
+    return status;
   }
   return check_pages(batch.page_table, s, seq, {seq.position(0), seq.context_len}, batch.page_size,
                      batch.key_cache.shape[1], kRaggedNames);
