@@ -14,14 +14,17 @@ namespace pagefill {
 namespace {
 
 struct FreeAligned {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{kWorkspaceAlignment}); }
+  void operator()(std::byte* p) const {
+    ::operator delete[](p, std::align_val_t{kWorkspaceAlignment});
+  }
 };
 using Workspace = std::unique_ptr<std::byte[], FreeAligned>;
 
 Status check_workspace(std::span<std::byte> workspace, size_t size) {
   if (workspace.size() < size) {
-    return Status(StatusCode::kResourceExhausted,
-                  fmt::format("workspace: expected at least {} bytes, got {}", size, workspace.size()));
+    return Status(
+        StatusCode::kResourceExhausted,
+        fmt::format("workspace: expected at least {} bytes, got {}", size, workspace.size()));
   }
   if (reinterpret_cast<uintptr_t>(workspace.data()) % kWorkspaceAlignment != 0) {
     return invalid_argument(fmt::format("workspace: expected memory aligned to {} bytes, got {}",
@@ -88,15 +91,13 @@ Status ragged_page_attention(const TensorView& query, const TensorView& key_cach
                 output, context, kRaggedNames);
 }
 
-Result<size_t> attention_workspace_size(const TensorView& query, const TensorView& key_cache,
-                                        const TensorView& value_cache,
-                                        const TensorView& query_starts,
-                                        const TensorView& context_lens, const TensorView& page_table,
-                                        const AttentionOptions& options,
-                                        const AttentionOutput& output, const Context& context) {
-  const Result<Problem> problem = validate(
-      query, key_cache, value_cache, {query_starts, context_lens, page_table}, options, output,
-      kRaggedNames);
+Result<size_t> attention_workspace_size(
+    const TensorView& query, const TensorView& key_cache, const TensorView& value_cache,
+    const TensorView& query_starts, const TensorView& context_lens, const TensorView& page_table,
+    const AttentionOptions& options, const AttentionOutput& output, const Context& context) {
+  const Result<Problem> problem =
+      validate(query, key_cache, value_cache, {query_starts, context_lens, page_table}, options,
+               output, kRaggedNames);
   if (!problem.ok()) return problem.status();
   const Result<Selection> plan = select_backend(context);
   if (!plan.ok()) return plan.status();

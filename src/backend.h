@@ -17,8 +17,8 @@ namespace pagefill {
 struct RunSettings {
   std::string_view target;
   int num_threads = 1;
-  Executor* executor = nullptr;       // null: pagefill's own threads
-  std::span<std::byte> workspace{};   // exactly what workspace_size asked for
+  Executor* executor = nullptr;      // null: pagefill's own threads
+  std::span<std::byte> workspace{};  // exactly what workspace_size asked for
 };
 
 class Backend {

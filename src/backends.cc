@@ -104,10 +104,11 @@ Result<Selection> select_backend(const Context& context) {
     if (!name.ok()) return name.status();
     selection.settings.target = *name;
   } else if (context.cpu_target != "auto") {
-    return Status(StatusCode::kInvalidArgument,
-                  fmt::format("cpu_target: expected auto with the {} backend, which has no choice of "
-                              "instruction sets, got \"{}\"",
-                              (*backend)->name(), context.cpu_target));
+    return Status(
+        StatusCode::kInvalidArgument,
+        fmt::format("cpu_target: expected auto with the {} backend, which has no choice of "
+                    "instruction sets, got \"{}\"",
+                    (*backend)->name(), context.cpu_target));
   } else if (!target.is_auto()) {  // the variable is another backend's, but not a misspelt one
     const Result<std::string_view> name = pick_target(cpu_backend()->targets(), target);
     if (!name.ok()) return name.status();
@@ -124,7 +125,10 @@ std::vector<BackendInfo> list_backends() {
   for (const Backend* backend : all_backends()) {
     const auto targets = backend->targets();
     const std::string reason = backend->unavailable_reason();
-    infos.push_back({backend->name(), backend->description(), reason.empty(), reason,
+    infos.push_back({backend->name(),
+                     backend->description(),
+                     reason.empty(),
+                     reason,
                      {targets.begin(), targets.end()}});
   }
   return infos;

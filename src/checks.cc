@@ -72,8 +72,8 @@ Status check_tensor(std::string_view name, const TensorView& view,
   }
   for (int i = 0; i < view.rank; ++i) {
     if (view.strides[i] < 0) {
-      return invalid_argument(fmt::format("{}: expected strides >= 0, got stride {} in dimension {}",
-                                          name, view.strides[i], i));
+      return invalid_argument(fmt::format(
+          "{}: expected strides >= 0, got stride {} in dimension {}", name, view.strides[i], i));
     }
   }
   if (view.shape[view.rank - 1] > 1 && view.strides[view.rank - 1] != 1) {
@@ -83,8 +83,8 @@ Status check_tensor(std::string_view name, const TensorView& view,
   const int64_t bytes = span_bytes(view);
   if (bytes < 0) {
     return invalid_argument(fmt::format(
-        "{}: expected a tensor within 2^63 bytes, got shape {} with strides that reach beyond", name,
-        shape_string(view)));
+        "{}: expected a tensor within 2^63 bytes, got shape {} with strides that reach beyond",
+        name, shape_string(view)));
   }
   if (bytes > 0 && view.data == nullptr) {
     return invalid_argument(fmt::format("{}: expected data for shape {}, got a null pointer", name,
@@ -101,7 +101,8 @@ Status check_dtype(std::string_view name, const TensorView& view,
     return invalid_argument(fmt::format("{}: expected dtype {}, got {}", name,
                                         fmt::join(names, " or "), dtype_name(view.dtype)));
   }
-  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(dtype_size(view.dtype)) != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(dtype_size(view.dtype)) !=
+      0) {
     return invalid_argument(fmt::format("{}: expected data aligned to {} bytes ({}), got {}", name,
                                         dtype_size(view.dtype), dtype_name(view.dtype),
                                         fmt::ptr(view.data)));
@@ -132,8 +133,8 @@ Status check_distinct_elements(std::string_view name, const TensorView& view) {
 Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
                       const TensorView& other) {
   if (!view.given() || !other.given() || !share_memory(view, other)) return {};
-  return invalid_argument(fmt::format("{}: expected memory of its own, got memory that overlaps {}",
-                                      name, other_name));
+  return invalid_argument(
+      fmt::format("{}: expected memory of its own, got memory that overlaps {}", name, other_name));
 }
 
 }  // namespace pagefill

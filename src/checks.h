@@ -18,7 +18,7 @@ Status invalid_argument(std::string message);
 inline constexpr int64_t kAny = -1;
 
 struct Dimension {
-  const char* name;        // as the messages call it: "num_kv_heads"
+  const char* name;  // as the messages call it: "num_kv_heads"
   int64_t expected = kAny;
 };
 

@@ -41,8 +41,7 @@ struct MaskRule {
   constexpr KeyRange visible(const SequenceGeometry& seq, int64_t position) const {
     if (position < 0) return {};
     // position - window + 1 without overflow: the window may be any int64.
-    const int64_t window_begin =
-        sliding_window > position ? 0 : position - sliding_window + 1;
+    const int64_t window_begin = sliding_window > position ? 0 : position - sliding_window + 1;
     return {std::max(seq.kv_start, window_begin), std::min(position + 1, seq.context_len)};
   }
 
@@ -56,7 +55,8 @@ struct MaskRule {
 
   // The keys that rows [row_begin, row_end) of the chunk take, all together. Positions grow with the
   // row, so the first row with a position begins the range and the last one ends it.
-  constexpr KeyRange attended(const SequenceGeometry& seq, int64_t row_begin, int64_t row_end) const {
+  constexpr KeyRange attended(const SequenceGeometry& seq, int64_t row_begin,
+                              int64_t row_end) const {
     const int64_t first = std::max(row_begin, seq.num_rows - seq.context_len);
     if (first >= row_end) return {};
     return {attended(seq, seq.position(first)).begin, attended(seq, seq.position(row_end - 1)).end};

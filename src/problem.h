@@ -11,16 +11,16 @@ namespace pagefill {
 
 // Every pointer, stride and table entry in here is good. The batch of one is a batch like any other.
 struct Problem {
-  TensorView query;            // [total_tokens, num_q_heads, head_dim]
-  TensorView key_cache;        // [num_kv_heads, total_num_pages, page_size, head_dim]
-  TensorView value_cache;      // [num_kv_heads, total_num_pages, page_size, v_head_dim]
-  MutableTensorView output;    // [total_tokens, num_q_heads, v_head_dim]
-  MutableTensorView lse;       // float32 [total_tokens, num_q_heads], or not given
-  TensorView query_starts;     // int32 [num_seqs + 1]
-  TensorView context_lens;     // int32 [num_seqs]
-  TensorView page_table;       // int32 [num_seqs, max_pages]
-  TensorView kv_start;         // int32 [num_seqs], or not given
-  TensorView sinks;            // float32 [num_q_heads], or not given
+  TensorView query;          // [total_tokens, num_q_heads, head_dim]
+  TensorView key_cache;      // [num_kv_heads, total_num_pages, page_size, head_dim]
+  TensorView value_cache;    // [num_kv_heads, total_num_pages, page_size, v_head_dim]
+  MutableTensorView output;  // [total_tokens, num_q_heads, v_head_dim]
+  MutableTensorView lse;     // float32 [total_tokens, num_q_heads], or not given
+  TensorView query_starts;   // int32 [num_seqs + 1]
+  TensorView context_lens;   // int32 [num_seqs]
+  TensorView page_table;     // int32 [num_seqs, max_pages]
+  TensorView kv_start;       // int32 [num_seqs], or not given
+  TensorView sinks;          // float32 [num_q_heads], or not given
 
   int64_t num_seqs = 0;
   int64_t num_q_heads = 0;
@@ -54,8 +54,7 @@ struct Problem {
   int64_t slot_offset(const TensorView& cache, int64_t s, const SequenceGeometry& seq,
                       int64_t kv_head, int64_t position) const {
     const int64_t token = position - seq.kv_start;
-    return kv_head * cache.strides[0] +
-           physical_page(s, token / page_size) * cache.strides[1] +
+    return kv_head * cache.strides[0] + physical_page(s, token / page_size) * cache.strides[1] +
            token % page_size * cache.strides[2];
   }
 

@@ -17,8 +17,9 @@ constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType::kBFloa
 
 Status check_head_dim(std::string_view tensor, std::string_view name, int64_t dim) {
   if (dim >= kHeadDimMultiple && dim <= kMaxHeadDim && dim % kHeadDimMultiple == 0) return {};
-  return invalid_argument(fmt::format("{}: expected {} a multiple of {} from {} to {}, got {}", tensor,
-                                      name, kHeadDimMultiple, kHeadDimMultiple, kMaxHeadDim, dim));
+  return invalid_argument(fmt::format("{}: expected {} a multiple of {} from {} to {}, got {}",
+                                      tensor, name, kHeadDimMultiple, kHeadDimMultiple, kMaxHeadDim,
+                                      dim));
 }
 
 int64_t at(const TensorView& view, int64_t i) {
@@ -79,8 +80,9 @@ Status check_all_pages(const Problem& p, const BatchNames& names) {
   for (int64_t s = 0; s < p.num_seqs; ++s) {
     const SequenceGeometry seq = p.sequence(s);
     PAGEFILL_RETURN_IF_ERROR(check_capacity(p.page_table, s, seq, p.page_size, names));
-    PAGEFILL_RETURN_IF_ERROR(check_pages(p.page_table, s, seq, p.mask.attended(seq, 0, seq.num_rows),
-                                         p.page_size, p.key_cache.shape[1], names));
+    PAGEFILL_RETURN_IF_ERROR(check_pages(p.page_table, s, seq,
+                                         p.mask.attended(seq, 0, seq.num_rows), p.page_size,
+                                         p.key_cache.shape[1], names));
   }
   return {};
 }
@@ -88,9 +90,9 @@ Status check_all_pages(const Problem& p, const BatchNames& names) {
 }  // namespace
 
 Status check_caches(const TensorView& key_cache, const TensorView& value_cache) {
-  PAGEFILL_RETURN_IF_ERROR(check_tensor(
-      "key_cache", key_cache,
-      {{"num_kv_heads"}, {"total_num_pages"}, {"page_size"}, {"head_dim"}}));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_tensor("key_cache", key_cache,
+                   {{"num_kv_heads"}, {"total_num_pages"}, {"page_size"}, {"head_dim"}}));
   PAGEFILL_RETURN_IF_ERROR(check_dtype("key_cache", key_cache, kFloats));
   if (key_cache.shape[0] < 1) {
     return invalid_argument("key_cache: expected num_kv_heads of at least 1, got 0");
@@ -125,8 +127,8 @@ Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total
   }
 
   if (at(batch.query_starts, 0) != 0) {
-    return invalid_argument(
-        fmt::format("query_starts: expected 0 as its first entry, got {}", at(batch.query_starts, 0)));
+    return invalid_argument(fmt::format("query_starts: expected 0 as its first entry, got {}",
+                                        at(batch.query_starts, 0)));
   }
   for (int64_t s = 0; s < num_seqs; ++s) {
     const int64_t start = at(batch.query_starts, s), end = at(batch.query_starts, s + 1);
@@ -167,10 +169,10 @@ Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeomet
   for (int64_t page = (range.begin - seq.kv_start) / page_size; page <= last; ++page) {
     const int64_t entry = row[page * page_table.strides[1]];
     if (entry < 0 || entry >= total_num_pages) {
-      return invalid_argument(
-          fmt::format("{}: expected pages from 0 to {} where a visible key lies, got {} in entry {} of "
-                      "sequence {}",
-                      names.page_table, total_num_pages - 1, entry, page, s));
+      return invalid_argument(fmt::format(
+          "{}: expected pages from 0 to {} where a visible key lies, got {} in entry {} of "
+          "sequence {}",
+          names.page_table, total_num_pages - 1, entry, page, s));
     }
   }
   return {};
@@ -193,15 +195,14 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
   }
   if (num_q_heads < 1 || num_q_heads % num_kv_heads != 0) {
     return invalid_argument(
-        fmt::format("query: expected num_q_heads a multiple of num_kv_heads {}, got {}", num_kv_heads,
-                    num_q_heads));
+        fmt::format("query: expected num_q_heads a multiple of num_kv_heads {}, got {}",
+                    num_kv_heads, num_q_heads));
   }
   PAGEFILL_RETURN_IF_ERROR(check_options(options, num_q_heads));
   PAGEFILL_RETURN_IF_ERROR(check_batch(batch, options.kv_start, total_tokens, names));
-  PAGEFILL_RETURN_IF_ERROR(check_tensor("output", output.output,
-                                        {{"total_tokens", total_tokens},
-                                         {"num_q_heads", num_q_heads},
-                                         {"v_head_dim", v_head_dim}}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(
+      "output", output.output,
+      {{"total_tokens", total_tokens}, {"num_q_heads", num_q_heads}, {"v_head_dim", v_head_dim}}));
   PAGEFILL_RETURN_IF_ERROR(check_dtype("output", output.output, {query.dtype}));
   if (output.lse.given()) {
     PAGEFILL_RETURN_IF_ERROR(check_tensor(

@@ -75,13 +75,10 @@ struct AttentionOutput {
 //
 // Errors name the argument; nothing is written then. Bits of a row do not depend on how the prompt was
 // cut, the batch, the page size and placement, strides or threads.
-PAGEFILL_EXPORT Status prefill_page_attention(const TensorView& query, const TensorView& key_cache,
-                                              const TensorView& value_cache,
-                                              const TensorView& context_len,
-                                              const TensorView& page_indices,
-                                              const AttentionOptions& options,
-                                              const AttentionOutput& output,
-                                              const Context& context = {});
+PAGEFILL_EXPORT Status prefill_page_attention(
+    const TensorView& query, const TensorView& key_cache, const TensorView& value_cache,
+    const TensorView& context_len, const TensorView& page_indices, const AttentionOptions& options,
+    const AttentionOutput& output, const Context& context = {});
 
 // The same for a ragged batch of sequences, chunks and single decode tokens mixed.
 //
@@ -91,14 +88,10 @@ PAGEFILL_EXPORT Status prefill_page_attention(const TensorView& query, const Ten
 //                 left as they are.
 //   context_lens  int32 [num_seqs]
 //   page_table    int32 [num_seqs, max_pages]
-PAGEFILL_EXPORT Status ragged_page_attention(const TensorView& query, const TensorView& key_cache,
-                                             const TensorView& value_cache,
-                                             const TensorView& query_starts,
-                                             const TensorView& context_lens,
-                                             const TensorView& page_table,
-                                             const AttentionOptions& options,
-                                             const AttentionOutput& output,
-                                             const Context& context = {});
+PAGEFILL_EXPORT Status ragged_page_attention(
+    const TensorView& query, const TensorView& key_cache, const TensorView& value_cache,
+    const TensorView& query_starts, const TensorView& context_lens, const TensorView& page_table,
+    const AttentionOptions& options, const AttentionOutput& output, const Context& context = {});
 
 // Bytes of workspace that ragged_page_attention needs with the same arguments: exactly that many.
 // prefill_page_attention is the batch of one: query_starts = {0, chunk_size}, context_lens =

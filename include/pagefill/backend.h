@@ -21,8 +21,8 @@ struct BackendInfo {
   std::string name;         // as PAGEFILL_BACKEND takes it
   std::string description;  // one line
   bool available = false;
-  std::string reason;                // where not available: why
-  std::vector<TargetInfo> targets;   // best first; all that were compiled in
+  std::string reason;               // where not available: why
+  std::vector<TargetInfo> targets;  // best first; all that were compiled in
 };
 
 struct BackendChoice {

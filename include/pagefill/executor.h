@@ -49,9 +49,9 @@ struct Context {
   // Not together with `executor`.
   int num_threads = 0;
   // Scratch memory of at least attention_workspace_size() bytes, aligned to kWorkspaceAlignment.
-  // Empty: the call allocates and frees it.
+  // Empty: the call allocates and frees it. Only attention calls need any.
   std::span<std::byte> workspace{};
-  // Filled in by a call that succeeds, where given.
+  // Filled in by an attention call that succeeds, where given.
   CallReport* report = nullptr;
 };
 

@@ -36,8 +36,8 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}             // NOLINT: implicit, like `return value;`
-  Result(Status status) : status_(std::move(status)) {}     // NOLINT: implicit, like `return status;`
+  Result(T value) : value_(std::move(value)) {}          // NOLINT: implicit, like `return value;`
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: implicit, like `return status;`
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }

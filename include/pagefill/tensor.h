@@ -94,11 +94,11 @@ struct BasicTensorView {
 
   // The dtype follows from the pointer's type.
   template <typename T>
-    requires(std::is_convertible_v<T*, Pointer> && requires { DTypeOf<std::remove_const_t<T>>{}; })
+    requires(std::is_convertible_v<T*, Pointer>&& requires { DTypeOf<std::remove_const_t<T>>{}; })
   BasicTensorView(T* elements, std::initializer_list<int64_t> extents)
       : BasicTensorView(elements, DTypeOf<std::remove_const_t<T>>::value, extents) {}
   template <typename T>
-    requires(std::is_convertible_v<T*, Pointer> && requires { DTypeOf<std::remove_const_t<T>>{}; })
+    requires(std::is_convertible_v<T*, Pointer>&& requires { DTypeOf<std::remove_const_t<T>>{}; })
   BasicTensorView(T* elements, std::initializer_list<int64_t> extents,
                   std::initializer_list<int64_t> element_strides)
       : BasicTensorView(elements, DTypeOf<std::remove_const_t<T>>::value, extents,
@@ -106,9 +106,9 @@ struct BasicTensorView {
 
   // A vector, array or span is a tensor of rank 1. The view is good as long as the range lives.
   template <std::ranges::contiguous_range Range>
-    requires(std::ranges::sized_range<Range> &&
-             std::is_convertible_v<std::add_pointer_t<std::remove_reference_t<std::ranges::range_reference_t<Range>>>, Pointer> &&
-             requires { DTypeOf<std::ranges::range_value_t<Range>>{}; })
+    requires(std::ranges::sized_range<Range>&& std::is_convertible_v<
+             std::add_pointer_t<std::remove_reference_t<std::ranges::range_reference_t<Range>>>,
+             Pointer>&& requires { DTypeOf<std::ranges::range_value_t<Range>>{}; })
   BasicTensorView(Range&& range)  // NOLINT: implicit on purpose
       : BasicTensorView(std::ranges::data(range), DTypeOf<std::ranges::range_value_t<Range>>::value,
                         {static_cast<int64_t>(std::ranges::size(range))}) {}

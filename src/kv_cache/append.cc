@@ -98,8 +98,7 @@ Status check_slots(const Problem& batch, int64_t s) {
                     "in sequence {}",
                     seq.position(0), seq.kv_start, s));
   }
-  if (Status status =
-          check_capacity(batch.page_table, s, seq, batch.page_size, kRaggedNames);
+  if (Status status = check_capacity(batch.page_table, s, seq, batch.page_size, kRaggedNames);
       !status.ok()) {
     return status;
   }

@@ -30,11 +30,11 @@ inline float score_factor(const Problem& p) {
 
 // A row tile of a block: its place among the block's rows, and the keys that its rows take.
 struct RowTile {
-  int64_t begin;  // first row within the block
-  int64_t rows;   // whole vectors
-  KeyRange attended;      // any row takes part
-  KeyRange unmasked;      // all rows take part
-  KeyRange visible;       // all rows see the key: no mask_value either
+  int64_t begin;      // first row within the block
+  int64_t rows;       // whole vectors
+  KeyRange attended;  // any row takes part
+  KeyRange unmasked;  // all rows take part
+  KeyRange visible;   // all rows see the key: no mask_value either
 };
 
 inline RowTile row_tile(const Block& block, const Scratch& scratch, int64_t begin, int64_t rows) {
@@ -84,7 +84,8 @@ HWY_INLINE void add_rows(const RowTile& tile, int64_t row, int64_t begin, int64_
 
 // Only rows that exist: a decode row is not computed as the four that its granule has.
 inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
-                     int64_t value_block, int64_t value_stride, const Scratch& scratch, float* acc) {
+                     int64_t value_block, int64_t value_stride, const Scratch& scratch,
+                     float* acc) {
   int64_t row = 0;
   for (; row + 6 <= num_rows; row += 6) {
     add_rows<6>(tile, row, begin, end, value_block, value_stride, scratch, acc);
@@ -112,15 +113,21 @@ inline void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t t
 }
 
 // One row tile against the KV tile at tile_start, whose keys and values are staged.
-inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile, int64_t tile_start,
-                        KeyRange keys, bool values_finite, int64_t lanes, const Scratch& scratch,
-                        const State& state) {
+inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile,
+                        int64_t tile_start, KeyRange keys, bool values_finite, int64_t lanes,
+                        const Scratch& scratch, const State& state) {
   const int64_t begin = (keys.begin - tile_start) / kKeyStep * kKeyStep;
   const int64_t end = round_up(keys.end - tile_start, kKeyStep);
   switch (tile.rows / lanes) {
-    case 1: score_tile<1>(p, tile, begin, end, scratch); break;
-    case 2: score_tile<2>(p, tile, begin, end, scratch); break;
-    default: score_tile<3>(p, tile, begin, end, scratch); break;
+    case 1:
+      score_tile<1>(p, tile, begin, end, scratch);
+      break;
+    case 2:
+      score_tile<2>(p, tile, begin, end, scratch);
+      break;
+    default:
+      score_tile<3>(p, tile, begin, end, scratch);
+      break;
   }
   if (p.attn_logits_soft_cap) {
     soft_cap_scores(scratch.scores + begin * tile.rows, (end - begin) * tile.rows,
@@ -183,9 +190,12 @@ HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange
 inline void attend_segment(const Problem& p, const Block& block, KeyRange segment,
                            const Scratch& scratch, const State& state) {
   switch (p.key_cache.dtype) {
-    case DType::kBFloat16: return attend_segment_of<bfloat16>(p, block, segment, scratch, state);
-    case DType::kFloat16: return attend_segment_of<float16>(p, block, segment, scratch, state);
-    default: return attend_segment_of<float>(p, block, segment, scratch, state);
+    case DType::kBFloat16:
+      return attend_segment_of<bfloat16>(p, block, segment, scratch, state);
+    case DType::kFloat16:
+      return attend_segment_of<float16>(p, block, segment, scratch, state);
+    default:
+      return attend_segment_of<float>(p, block, segment, scratch, state);
   }
 }
 
@@ -358,8 +368,12 @@ inline void write_output(const Problem& p, const Block& block, const State& stat
 }
 
 inline Kernel kernel() {
-  return {target_name(HWY_TARGET), static_cast<int64_t>(hn::Lanes(FloatTag())), load_queries,
-          attend_segment, merge, write_output};
+  return {target_name(HWY_TARGET),
+          static_cast<int64_t>(hn::Lanes(FloatTag())),
+          load_queries,
+          attend_segment,
+          merge,
+          write_output};
 }
 
 }  // namespace HWY_NAMESPACE

@@ -44,8 +44,7 @@ const std::vector<Entry>& entries() {
     std::vector<Entry> found;
     for (const TargetRow& row : kTargets) {
       if ((row.bit & HWY_TARGETS) == 0) continue;
-      const bool available =
-          (row.bit & (hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR)) != 0;
+      const bool available = (row.bit & (hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR)) != 0;
       found.push_back({{row.name, row.description, available}, {}});
       // Asking a kernel for its lanes runs its instructions.
       if (available) found.back().kernel = kernel_of(row.bit);

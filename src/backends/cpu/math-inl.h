@@ -94,8 +94,7 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
   const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(di, 0x7fff)));
   const auto rebased = hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f));
   const auto special = hn::Gt(magnitude, hn::Set(di, 0x0f7fffff));
-  const auto exponent =
-      hn::And(hn::VecFromMask(di, special), hn::Set(di, 0x7f800000));
+  const auto exponent = hn::And(hn::VecFromMask(di, special), hn::Set(di, 0x7f800000));
   return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(di, rebased), exponent), sign));
 }
 

@@ -49,7 +49,8 @@ class Arena {
 
 // The largest block that a worker can meet: at most kMaxRowTiles row tiles, fewer for large head dims.
 int64_t max_block_rows(const Problem& p, const Kernel& kernel) {
-  const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * std::max(p.head_dim, p.v_head_dim);
+  const int64_t row_bytes =
+      static_cast<int64_t>(sizeof(float)) * std::max(p.head_dim, p.v_head_dim);
   const int64_t tiles = kMaxBlockBytes / (row_bytes * kernel.max_tile_rows());
   return std::clamp<int64_t>(tiles, 1, kMaxRowTiles) * kernel.max_tile_rows();
 }
@@ -86,7 +87,8 @@ struct Counts {
 };
 
 bool is_split(const Block& block, KeyRange keys, const Counts& counts, int num_threads) {
-  return num_threads > 1 && num_segments(keys) > 1 && block_work(block, keys) > counts.max_task_work;
+  return num_threads > 1 && num_segments(keys) > 1 &&
+         block_work(block, keys) > counts.max_task_work;
 }
 
 Counts count(const Problem& p, const Kernel& kernel, int num_threads) {

@@ -13,19 +13,19 @@ namespace pagefill::cpu {
 // What one worker does in one go: all of a block, or one segment of it.
 struct Task {
   Block block;
-  KeyRange keys;           // of the block, or of the segment
-  int32_t segment = -1;    // -1: the whole block
+  KeyRange keys;         // of the block, or of the segment
+  int32_t segment = -1;  // -1: the whole block
   int32_t num_segments = 1;
-  int64_t first_state = 0;   // of the block's segments in Schedule::states
-  int64_t work = 0;          // rows x keys
+  int64_t first_state = 0;  // of the block's segments in Schedule::states
+  int64_t work = 0;         // rows x keys
 };
 
 // The plan of one call, in the caller's workspace.
 struct Schedule {
   int num_workers = 0;
-  std::span<Task> tasks;  // heaviest first
-  std::span<Scratch> scratch;  // one a worker
-  std::span<State> states;     // of the segments of split blocks
+  std::span<Task> tasks;                          // heaviest first
+  std::span<Scratch> scratch;                     // one a worker
+  std::span<State> states;                        // of the segments of split blocks
   std::span<std::atomic<int32_t>> segments_left;  // of the block that begins at that state
 };
 

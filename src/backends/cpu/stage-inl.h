@@ -36,7 +36,8 @@ HWY_INLINE void for_each_slot(const Problem& p, const TensorView& cache, const B
 template <class T>
 HWY_INLINE void copy_row(const T* from, int64_t head_dim, float* HWY_RESTRICT to) {
   const StepTag d;
-  for (int64_t i = 0; i < head_dim; i += hn::Lanes(d)) hn::StoreU(load_floats(d, from + i), d, to + i);
+  for (int64_t i = 0; i < head_dim; i += hn::Lanes(d))
+    hn::StoreU(load_floats(d, from + i), d, to + i);
 }
 
 // Copies a row of values to row k of the tile, block of columns by block, and says whether all of them
@@ -72,8 +73,9 @@ inline void zero_values(int64_t value_stride, int64_t k, int64_t value_block,
 // Values of `keys`, a part of the tile at tile_start, to the tile; rows up to whole key steps become 0.
 // Says whether all are finite.
 template <class T>
-HWY_INLINE bool stage_values(const Problem& p, const Block& block, int64_t tile_start, KeyRange keys,
-                             int64_t value_block, int64_t value_stride, float* values) {
+HWY_INLINE bool stage_values(const Problem& p, const Block& block, int64_t tile_start,
+                             KeyRange keys, int64_t value_block, int64_t value_stride,
+                             float* values) {
   const T* data = static_cast<const T*>(p.value_cache.data);
   bool finite = true;
   const auto stage = [&](int64_t position, int64_t offset) HWY_ATTR {

@@ -9,8 +9,8 @@
 namespace pagefill::cpu {
 
 struct TargetRow {
-  int64_t bit;               // Highway's
-  const char* name;          // as PAGEFILL_CPU_TARGET takes it
+  int64_t bit;       // Highway's
+  const char* name;  // as PAGEFILL_CPU_TARGET takes it
   const char* description;
 };
 

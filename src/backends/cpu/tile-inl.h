@@ -100,8 +100,7 @@ HWY_INLINE void select_scores(float* HWY_RESTRICT scores, int64_t tile_rows, int
       const auto inside = hn::AndNot(hn::Lt(key, first), hn::Lt(key, last));
       const FloatVec s = hn::Load(d, scores + k * tile_rows + r);
       const FloatVec other = kExclude ? minus_infinity : hn::Add(s, hn::Set(d, penalty));
-      hn::Store(hn::IfThenElse(hn::RebindMask(d, inside), s, other), d,
-                scores + k * tile_rows + r);
+      hn::Store(hn::IfThenElse(hn::RebindMask(d, inside), s, other), d, scores + k * tile_rows + r);
     }
   }
 }

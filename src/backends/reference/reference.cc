@@ -49,8 +49,13 @@ void store(const MutableTensorView& view, int64_t offset, double value) {
 class Row {
  public:
   Row(const Problem& p, int64_t s, const SequenceGeometry& seq, int64_t i, int64_t q_head)
-      : p_(p), s_(s), seq_(seq), q_head_(q_head), kv_head_(q_head / p.group),
-        token_(seq.query_start + i), position_(seq.position(i)),
+      : p_(p),
+        s_(s),
+        seq_(seq),
+        q_head_(q_head),
+        kv_head_(q_head / p.group),
+        token_(seq.query_start + i),
+        position_(seq.position(i)),
         keys_(p.mask.attended(seq, position_)) {}
 
   void run() {
