@@ -186,6 +186,9 @@ TEST(CApiBadInput, OptionsContextAndMetadataAreRefusedByName) {
        PAGEFILL_INVALID_ARGUMENT, "workspace"},
       {"a workspace size without memory", [](Call& c) { c.context.workspace_size = 64; },
        PAGEFILL_INVALID_ARGUMENT, "workspace"},
+      {"a last element at 2^63 - 1",
+       [](Call& c) { c.query_tensor.strides[0] = (INT64_MAX - 3 * 8 - 7) / 3; },
+       PAGEFILL_INVALID_ARGUMENT, "query"},
       {"query_starts that decrease",
        [](Call& c) {
          c.query_starts_data = {0, 5, 4};
