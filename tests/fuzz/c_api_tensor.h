@@ -20,13 +20,13 @@ inline constexpr int64_t kMaxBytes = 1 << 20;
 
 class Tensor {
  public:
-  // `fill` sets the elements of int32 tensors.
-  template <typename Fill>
-  Tensor(FuzzedDataProvider& bytes, int32_t dtype, std::vector<int64_t> shape, const Fill& fill)
-      : Tensor(bytes, dtype, std::move(shape)) {
-    for (size_t i = 0; i + sizeof(int32_t) <= size_ && view_.dtype == PAGEFILL_INT32;
-         i += sizeof(int32_t)) {
-      const int32_t value = odd(bytes) ? any_int32(bytes) : fill(i / sizeof(int32_t));
+  // An int32 tensor whose element i is usual(i), or else something around the `limit` of good values.
+  template <typename Usual>
+  Tensor(FuzzedDataProvider& bytes, std::vector<int64_t> shape, int64_t limit, const Usual& usual)
+      : Tensor(bytes, PAGEFILL_INT32, std::move(shape)) {
+    for (size_t i = 0; i + sizeof(int32_t) <= size_; i += sizeof(int32_t)) {
+      const auto index = static_cast<int64_t>(i / sizeof(int32_t));
+      const auto value = static_cast<int32_t>(odd(bytes) ? any_near(bytes, limit) : usual(index));
       std::memcpy(memory_.get() + offset_ + i, &value, sizeof value);
     }
   }
@@ -86,9 +86,9 @@ class Tensor {
         return bytes.ConsumeIntegralInRange<int64_t>(-1, 40);
     }
   }
-  static int32_t any_int32(FuzzedDataProvider& bytes) {
-    return bytes.ConsumeBool() ? bytes.ConsumeIntegralInRange<int32_t>(-1, 40)
-                               : bytes.ConsumeIntegral<int32_t>();
+  static int64_t any_near(FuzzedDataProvider& bytes, int64_t limit) {
+    const int64_t limits[] = {limit, limit - 1, limit + 1, -1, INT32_MAX, INT32_MIN};
+    return bytes.ConsumeBool() ? bytes.PickValueInArray(limits) : bytes.ConsumeIntegral<int32_t>();
   }
 
   // From the first element to the end of the last one. None where no valid view has that shape and those

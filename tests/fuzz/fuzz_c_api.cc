@@ -69,7 +69,7 @@ struct Options {
 
   Options(FuzzedDataProvider& bytes, int64_t num_q_heads, int64_t num_seqs)
       : sinks(bytes, PAGEFILL_FLOAT32, {num_q_heads}),
-        kv_start(bytes, PAGEFILL_INT32, {num_seqs}, [](size_t) { return 0; }) {
+        kv_start(bytes, {num_seqs}, 8, [](int64_t) { return 0; }) {
     options.flags = bytes.ConsumeIntegralInRange(0, 15);
     const auto number = [&](uint32_t flag, float usual) {
       if (Tensor::odd(bytes)) return bytes.ConsumeFloatingPoint<float>();
@@ -115,17 +115,13 @@ struct Batch {
   Tensor query_starts, context_lens, page_table;
 
   Batch(FuzzedDataProvider& bytes, const Extents& e)
-      : query_starts(
-            bytes, PAGEFILL_INT32, {e.num_seqs + 1},
-            [&](size_t i) { return static_cast<int32_t>(i) * static_cast<int32_t>(e.chunk); }),
-        context_lens(bytes, PAGEFILL_INT32, {e.num_seqs},
-                     [&](size_t) {
-                       const auto capacity = static_cast<int32_t>(e.max_pages * e.page_size);
-                       return bytes.ConsumeIntegralInRange<int32_t>(0, capacity);
+      : query_starts(bytes, {e.num_seqs + 1}, e.tokens(), [&](int64_t i) { return i * e.chunk; }),
+        context_lens(bytes, {e.num_seqs}, e.max_pages * e.page_size,
+                     [&](int64_t) {
+                       return bytes.ConsumeIntegralInRange<int64_t>(0, e.max_pages * e.page_size);
                      }),
-        page_table(bytes, PAGEFILL_INT32, {e.num_seqs, e.max_pages}, [&](size_t i) {
-          return static_cast<int32_t>(i) % static_cast<int32_t>(e.pages);
-        }) {}
+        page_table(bytes, {e.num_seqs, e.max_pages}, e.pages,
+                   [&](int64_t i) { return i % e.pages; }) {}
 
   bool exists() const {
     return query_starts.exists() && context_lens.exists() && page_table.exists();
@@ -149,8 +145,7 @@ void fuzz_attention(FuzzedDataProvider& bytes, bool ragged) {
   const Tensor value_cache(bytes, e.cache_dtype,
                            {e.num_kv_heads, e.pages, e.page_size, e.v_head_dim});
   const Batch batch(bytes, e);
-  const Tensor page_indices(bytes, PAGEFILL_INT32, {e.max_pages},
-                            [](size_t i) { return static_cast<int32_t>(i); });
+  const Tensor page_indices(bytes, {e.max_pages}, e.pages, [](int64_t i) { return i; });
   const Options options(bytes, e.num_q_heads(), e.num_seqs);
   const Tensor output(bytes, e.dtype, {e.tokens(), e.num_q_heads(), e.v_head_dim});
   const Tensor lse(bytes, PAGEFILL_FLOAT32, {e.tokens(), e.num_q_heads()});
@@ -228,7 +223,7 @@ void fuzz_cache(FuzzedDataProvider& bytes) {
   const Tensor value_cache(bytes, e.cache_dtype,
                            {e.num_kv_heads, e.pages, e.page_size, e.v_head_dim});
   const Batch batch(bytes, e);
-  const Tensor kv_start(bytes, PAGEFILL_INT32, {e.num_seqs}, [](size_t) { return 0; });
+  const Tensor kv_start(bytes, {e.num_seqs}, 8, [](int64_t) { return 0; });
   std::vector<pagefill_page_copy> copies(bytes.ConsumeIntegralInRange<size_t>(0, 4));
   for (pagefill_page_copy& copy : copies) {
     copy.source = bytes.ConsumeIntegralInRange<int32_t>(-1, 20);

@@ -124,7 +124,8 @@ class Builder {
                   std::initializer_list<int64_t> strides) {
     const auto bytes = static_cast<int64_t>(numbers.size() * sizeof(int32_t));
     GuardedBuffer buffer(bytes, layout_.guard);
-    std::memcpy(buffer.data(), numbers.data(), static_cast<size_t>(bytes));
+    // An empty vector has no data, and memcpy takes no null pointer even for no bytes.
+    if (bytes > 0) std::memcpy(buffer.data(), numbers.data(), static_cast<size_t>(bytes));
     const TensorView view(buffer.data(), DType::kInt32, shape, strides);
     arguments_.memory.push_back(std::move(buffer));
     return view;
