@@ -23,8 +23,12 @@ int64_t span_bytes(const TensorView& view) {
       return -1;
     }
   }
-  int64_t bytes;
-  return __builtin_mul_overflow(last + 1, dtype_size(view.dtype), &bytes) ? -1 : bytes;
+  int64_t elements, bytes;
+  if (__builtin_add_overflow(last, 1, &elements) ||
+      __builtin_mul_overflow(elements, dtype_size(view.dtype), &bytes)) {
+    return -1;
+  }
+  return bytes;
 }
 
 std::string expected_shape(std::initializer_list<Dimension> shape) {
