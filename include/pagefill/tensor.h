@@ -74,10 +74,11 @@ struct BasicTensorView {
       if (rank < kMaxRank) shape[rank] = extent;
       ++rank;  // a rank beyond kMaxRank stays visible, and is refused by name in the call
     }
-    int64_t stride = 1;
+    uint64_t stride =
+        1;  // wraps where the shape is too large for any memory, which the call refuses
     for (int i = (rank < kMaxRank ? rank : kMaxRank) - 1; i >= 0; --i) {
-      strides[i] = stride;
-      stride *= shape[i];
+      strides[i] = static_cast<int64_t>(stride);
+      stride *= static_cast<uint64_t>(shape[i]);
     }
   }
 
