@@ -14,6 +14,7 @@
 #include "pagefill/backend.h"
 #include "peak.h"
 #include "terminal.h"
+#include "where_options.h"
 
 namespace pagefill::cli {
 namespace {
@@ -26,9 +27,7 @@ struct BenchArguments {
   std::string heads = "32/8";
   std::string dtype = "float32";
   std::string cache_dtype;  // empty: dtype
-  std::string backend = "auto";
-  std::string cpu_target = "auto";
-  int threads = 0;
+  WhereOptions where;
   std::optional<int> repeats;
   bool json = false;
 };
@@ -132,9 +131,7 @@ std::string table_row(const BenchShape& shape, const Measurement& result) {
 }
 
 int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments) {
-  const Context context{.backend = arguments.backend,
-                        .cpu_target = arguments.cpu_target,
-                        .num_threads = arguments.threads};
+  const Context context = arguments.where.context();
   const Result<BackendChoice> choice = choose_backend(context);
   if (!choice.ok()) return wrong_use(choice.status().message());
   const PeakKernels* kernels = find_peak_kernels(choice->target);
@@ -186,12 +183,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   shape->add_option("--window", s.window, "sliding_window (none)")->option_text("W");
   shape->add_flag("--sinks", s.sinks, "a sink for each query head");
 
-  command->add_option("--backend", arguments->backend)->option_text("auto|reference|cpu|cuda");
-  command
-      ->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
-      ->option_text("T");
-  command->add_option("--threads", arguments->threads, "0: PAGEFILL_NUM_THREADS, or all")
-      ->option_text("N");
+  arguments->where.add_to(*command);
   command->add_option("--repeats", arguments->repeats, "timed runs (3 seconds' worth, 5 to 50)")
       ->check(CLI::Range(1, 1'000'000).description(""))
       ->option_text("N");

@@ -12,6 +12,7 @@
 #include "demo_engine.h"
 #include "pagefill/backend.h"
 #include "terminal.h"
+#include "where_options.h"
 
 namespace pagefill::cli {
 namespace {
@@ -21,12 +22,6 @@ constexpr int64_t kMaxContext = 1024;  // what a contiguous cache would keep for
 // Not a multiple of the page size: the last shared page is half full, and copied when a fork goes on.
 constexpr int64_t kSystemPromptLen = 184;
 constexpr int64_t kNumDecode = 24;
-
-struct DemoArguments {
-  std::string backend = "auto";
-  std::string cpu_target = "auto";
-  int threads = 0;
-};
 
 struct DemoRun {
   std::vector<Sequence> sequences;
@@ -116,10 +111,8 @@ void print_memory(const Engine& engine, const DemoRun& run) {
   row("  paged, system prompt shared (this run)", used_pages * kPageSize);
 }
 
-int demo(const DemoArguments& arguments) {
-  const Context context{.backend = arguments.backend,
-                        .cpu_target = arguments.cpu_target,
-                        .num_threads = arguments.threads};
+int demo(const WhereOptions& arguments) {
+  const Context context = arguments.context();
   const Result<BackendChoice> choice = choose_backend(context);
   if (!choice.ok()) return wrong_use(choice.status().message());
   Result<Engine> engine = Engine::create(kTotalNumPages, context);
@@ -157,15 +150,10 @@ int demo(const DemoArguments& arguments) {
 }  // namespace
 
 void add_demo_command(CLI::App& app, int& exit_code) {
-  auto arguments = std::make_shared<DemoArguments>();
+  auto arguments = std::make_shared<WhereOptions>();
   CLI::App* command = app.add_subcommand(
       "demo", "Serve several sequences from one paged cache; compare bits and memory");
-  command->add_option("--backend", arguments->backend)->option_text("auto|reference|cpu|cuda");
-  command
-      ->add_option("--cpu-target", arguments->cpu_target, "instruction set, as `info` lists them")
-      ->option_text("T");
-  command->add_option("--threads", arguments->threads, "0: PAGEFILL_NUM_THREADS, or all")
-      ->option_text("N");
+  arguments->add_to(*command);
   command->callback([arguments, &exit_code] { exit_code = demo(*arguments); });
 }
 

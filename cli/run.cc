@@ -3,27 +3,22 @@
 
 #include "case_file.h"
 #include "commands.h"
-#include "pagefill/executor.h"
 #include "safetensors.h"
 #include "terminal.h"
+#include "where_options.h"
 
 namespace pagefill::cli {
 namespace {
 
 struct RunOptions {
   std::string case_path, output_path;
-  std::string backend = "auto", cpu_target = "auto";
-  int num_threads = 0;
+  WhereOptions where;
 };
 
 int run(const RunOptions& options) {
   const Result<Case> c = read_case(options.case_path);
   if (!c.ok()) return wrong_use(c.status().message());
-  Context context;
-  context.backend = options.backend;
-  context.cpu_target = options.cpu_target;
-  context.num_threads = options.num_threads;
-  Result<State> state = attend(*c, context);
+  Result<State> state = attend(*c, options.where.context());
   if (!state.ok()) return wrong_use(state.status().message());
 
   Safetensors result;
@@ -45,11 +40,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("-o,--output", options->output_path, "the file to write")
       ->required()
       ->option_text("OUT (required)");
-  command->add_option("--backend", options->backend)->option_text("auto|reference|cpu|cuda");
-  command->add_option("--cpu-target", options->cpu_target, "instruction set, as `info` lists them")
-      ->option_text("T");
-  command->add_option("--threads", options->num_threads, "0: PAGEFILL_NUM_THREADS, or all")
-      ->option_text("N");
+  options->where.add_to(*command);
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

@@ -46,7 +46,7 @@ Status attend(const TensorView& query, const TensorView& key_cache, const Tensor
   const size_t size = plan->backend->workspace_size(*problem, settings);
   Workspace own;
   if (!context.workspace.empty()) {
-    if (Status status = check_workspace(context.workspace, size); !status.ok()) return status;
+    PAGEFILL_RETURN_IF_ERROR(check_workspace(context.workspace, size));
     settings.workspace = context.workspace.first(size);
   } else if (size > 0) {
     own.reset(new (std::align_val_t{kWorkspaceAlignment}) std::byte[size]);
@@ -67,8 +67,8 @@ Status prefill_page_attention(const TensorView& query, const TensorView& key_cac
                               const TensorView& value_cache, const TensorView& context_len,
                               const TensorView& page_indices, const AttentionOptions& options,
                               const AttentionOutput& output, const Context& context) {
-  if (Status s = check_tensor("context_len", context_len, {{"1", 1}}); !s.ok()) return s;
-  if (Status s = check_tensor("page_indices", page_indices, {{"num_pages"}}); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("context_len", context_len, {{"1", 1}}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("page_indices", page_indices, {{"num_pages"}}));
   if (query.rank > 0 && query.shape[0] > std::numeric_limits<int32_t>::max()) {
     return invalid_argument(
         fmt::format("query: expected chunk_size below 2^31, got {}", query.shape[0]));

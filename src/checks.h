@@ -10,6 +10,10 @@
 #include "pagefill/status.h"
 #include "pagefill/tensor.h"
 
+// Leaves a function that returns a Status or a Result with the error, where there is one.
+#define PAGEFILL_RETURN_IF_ERROR(expression) \
+  if (Status status_ = (expression); !status_.ok()) return status_
+
 namespace pagefill {
 
 Status invalid_argument(std::string message);

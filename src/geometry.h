@@ -21,6 +21,10 @@ struct KeyRange {
   constexpr int64_t size() const { return empty() ? 0 : end - begin; }
 };
 
+constexpr KeyRange intersect(KeyRange a, KeyRange b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+
 // Where one sequence of a call stands.
 struct SequenceGeometry {
   int64_t query_start = 0;  // its first row in the batch

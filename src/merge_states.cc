@@ -91,23 +91,16 @@ struct Named {
 };
 
 Status check_output(const Named& output, const TensorView& like) {
-  if (Status s = check_tensor(output.name, output.view,
-                              {{"total_tokens", like.shape[0]},
-                               {"num_q_heads", like.shape[1]},
-                               {"v_head_dim", like.shape[2]}});
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(output.name, output.view,
+                                        {{"total_tokens", like.shape[0]},
+                                         {"num_q_heads", like.shape[1]},
+                                         {"v_head_dim", like.shape[2]}}));
   return check_dtype(output.name, output.view, {like.dtype});
 }
 
 Status check_lse(const Named& lse, const TensorView& output) {
-  if (Status s =
-          check_tensor(lse.name, lse.view,
-                       {{"total_tokens", output.shape[0]}, {"num_q_heads", output.shape[1]}});
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(
+      lse.name, lse.view, {{"total_tokens", output.shape[0]}, {"num_q_heads", output.shape[1]}}));
   return check_dtype(lse.name, lse.view, {DType::kFloat32});
 }
 
@@ -122,41 +115,33 @@ bool same_memory(const TensorView& a, const TensorView& b) {
 
 // Shares nothing with what is read, or is the operand of its own kind in a or b.
 Status check_memory(const Named& written, const Named (&own_kind)[2], const Named (&others)[2]) {
-  if (Status s = check_distinct_elements(written.name, written.view); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(written.name, written.view));
   for (const Named& read : own_kind) {
     if (same_memory(written.view, read.view)) continue;
-    if (Status s = check_disjoint(written.name, written.view, read.name, read.view); !s.ok())
-      return s;
+    PAGEFILL_RETURN_IF_ERROR(check_disjoint(written.name, written.view, read.name, read.view));
   }
   for (const Named& read : others) {
-    if (Status s = check_disjoint(written.name, written.view, read.name, read.view); !s.ok())
-      return s;
+    PAGEFILL_RETURN_IF_ERROR(check_disjoint(written.name, written.view, read.name, read.view));
   }
   return {};
 }
 
 Status check_states(const State& a, const State& b, const AttentionOutput& merged) {
-  if (Status s =
-          check_tensor("output_a", a.output, {{"total_tokens"}, {"num_q_heads"}, {"v_head_dim"}});
-      !s.ok()) {
-    return s;
-  }
-  if (Status s =
-          check_dtype("output_a", a.output, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(
+      check_tensor("output_a", a.output, {{"total_tokens"}, {"num_q_heads"}, {"v_head_dim"}}));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_dtype("output_a", a.output, {DType::kFloat32, DType::kBFloat16, DType::kFloat16}));
   const Named outputs[] = {{"output_a", a.output}, {"output_b", b.output}};
   const Named lses[] = {{"lse_a", a.lse}, {"lse_b", b.lse}};
   const Named output = {"merged_output", merged.output}, lse = {"merged_lse", merged.lse};
-  if (Status s = check_lse(lses[0], a.output); !s.ok()) return s;
-  if (Status s = check_output(outputs[1], a.output); !s.ok()) return s;
-  if (Status s = check_lse(lses[1], a.output); !s.ok()) return s;
-  if (Status s = check_output(output, a.output); !s.ok()) return s;
-  if (Status s = check_memory(output, outputs, lses); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_lse(lses[0], a.output));
+  PAGEFILL_RETURN_IF_ERROR(check_output(outputs[1], a.output));
+  PAGEFILL_RETURN_IF_ERROR(check_lse(lses[1], a.output));
+  PAGEFILL_RETURN_IF_ERROR(check_output(output, a.output));
+  PAGEFILL_RETURN_IF_ERROR(check_memory(output, outputs, lses));
   if (!merged.lse.given()) return {};
-  if (Status s = check_lse(lse, a.output); !s.ok()) return s;
-  if (Status s = check_memory(lse, lses, outputs); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_lse(lse, a.output));
+  PAGEFILL_RETURN_IF_ERROR(check_memory(lse, lses, outputs));
   return check_disjoint(lse.name, lse.view, output.name, output.view);
 }
 
@@ -166,7 +151,7 @@ Status merge_attention_states(const TensorView& output_a, const TensorView& lse_
                               const TensorView& output_b, const TensorView& lse_b,
                               const AttentionOutput& merged, const Context& context) {
   const State a{output_a, lse_a}, b{output_b, lse_b};
-  if (Status s = check_states(a, b, merged); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_states(a, b, merged));
   const Result<Selection> where = select_backend(context);
   if (!where.ok()) return where.status();
 

@@ -12,9 +12,6 @@ namespace {
 constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType::kBFloat16,
                                                   DType::kFloat16};
 
-#define PAGEFILL_RETURN_IF_ERROR(expression) \
-  if (Status status_ = (expression); !status_.ok()) return status_
-
 Status check_head_dim(std::string_view tensor, std::string_view name, int64_t dim) {
   if (dim >= kHeadDimMultiple && dim <= kMaxHeadDim && dim % kHeadDimMultiple == 0) return {};
   return invalid_argument(fmt::format("{}: expected {} a multiple of {} from {} to {}, got {}",

@@ -74,8 +74,8 @@ struct BasicTensorView {
       if (rank < kMaxRank) shape[rank] = extent;
       ++rank;  // a rank beyond kMaxRank stays visible, and is refused by name in the call
     }
-    uint64_t stride =
-        1;  // wraps where the shape is too large for any memory, which the call refuses
+    // Unsigned: it wraps where the shape is too large for any memory, which the call refuses.
+    uint64_t stride = 1;
     for (int i = (rank < kMaxRank ? rank : kMaxRank) - 1; i >= 0; --i) {
       strides[i] = static_cast<int64_t>(stride);
       stride *= static_cast<uint64_t>(shape[i]);

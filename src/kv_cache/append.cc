@@ -63,23 +63,15 @@ struct Transfer {
 Status check_tokens(const TensorView& keys, const TensorView& values, const TensorView& key_cache,
                     const TensorView& value_cache) {
   const int64_t num_kv_heads = key_cache.shape[0];
-  if (Status s = check_tensor(
-          "keys", keys,
-          {{"total_tokens"}, {"num_kv_heads", num_kv_heads}, {"head_dim", key_cache.shape[3]}});
-      !s.ok()) {
-    return s;
-  }
-  if (Status s = check_dtype("keys", keys, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-      !s.ok()) {
-    return s;
-  }
-  if (Status s = check_tensor("values", values,
-                              {{"total_tokens", keys.shape[0]},
-                               {"num_kv_heads", num_kv_heads},
-                               {"v_head_dim", value_cache.shape[3]}});
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor(
+      "keys", keys,
+      {{"total_tokens"}, {"num_kv_heads", num_kv_heads}, {"head_dim", key_cache.shape[3]}}));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_dtype("keys", keys, {DType::kFloat32, DType::kBFloat16, DType::kFloat16}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("values", values,
+                                        {{"total_tokens", keys.shape[0]},
+                                         {"num_kv_heads", num_kv_heads},
+                                         {"v_head_dim", value_cache.shape[3]}}));
   return check_dtype("values", values, {keys.dtype});
 }
 
@@ -98,10 +90,7 @@ Status check_slots(const Problem& batch, int64_t s) {
                     "in sequence {}",
                     seq.position(0), seq.kv_start, s));
   }
-  if (Status status = check_capacity(batch.page_table, s, seq, batch.page_size, kRaggedNames);
-      !status.ok()) {
-    return status;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_capacity(batch.page_table, s, seq, batch.page_size, kRaggedNames));
   return check_pages(batch.page_table, s, seq, {seq.position(0), seq.context_len}, batch.page_size,
                      batch.key_cache.shape[1], kRaggedNames);
 }
@@ -116,10 +105,8 @@ Status check_memory(const Transfer (&transfers)[2], const Problem& batch) {
                         {"query_starts", batch.query_starts}, {"context_lens", batch.context_lens},
                         {"page_table", batch.page_table},     {"kv_start", batch.kv_start}};
   for (const Named& r : read) {
-    if (Status s = check_disjoint("key_cache", transfers[0].cache, r.name, r.view); !s.ok())
-      return s;
-    if (Status s = check_disjoint("value_cache", transfers[1].cache, r.name, r.view); !s.ok())
-      return s;
+    PAGEFILL_RETURN_IF_ERROR(check_disjoint("key_cache", transfers[0].cache, r.name, r.view));
+    PAGEFILL_RETURN_IF_ERROR(check_disjoint("value_cache", transfers[1].cache, r.name, r.view));
   }
   return check_written_caches(transfers[0].cache, transfers[1].cache);
 }
@@ -130,13 +117,10 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                  const MutableTensorView& key_cache, const MutableTensorView& value_cache,
                  const TensorView& query_starts, const TensorView& context_lens,
                  const TensorView& page_table, const TensorView& kv_start, const Context& context) {
-  if (Status s = check_caches(key_cache, value_cache); !s.ok()) return s;
-  if (Status s = check_tokens(keys, values, key_cache, value_cache); !s.ok()) return s;
-  if (Status s = check_batch({query_starts, context_lens, page_table}, kv_start, keys.shape[0],
-                             kRaggedNames);
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
+  PAGEFILL_RETURN_IF_ERROR(check_tokens(keys, values, key_cache, value_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_batch({query_starts, context_lens, page_table}, kv_start, keys.shape[0], kRaggedNames));
   Problem batch;
   batch.key_cache = key_cache;
   batch.query_starts = query_starts;
@@ -147,11 +131,11 @@ Status append_kv(const TensorView& keys, const TensorView& values,
   batch.page_size = key_cache.shape[2];
   int64_t num_tokens = 0;
   for (int64_t s = 0; s < batch.num_seqs; ++s) {
-    if (Status status = check_slots(batch, s); !status.ok()) return status;
+    PAGEFILL_RETURN_IF_ERROR(check_slots(batch, s));
     num_tokens += batch.sequence(s).num_rows;
   }
   const Transfer transfers[] = {{keys, key_cache}, {values, value_cache}};
-  if (Status s = check_memory(transfers, batch); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_memory(transfers, batch));
   const Result<Selection> where = select_backend(context);
   if (!where.ok()) return where.status();
 

@@ -53,12 +53,11 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const Context& context) {
-  if (Status s = check_caches(key_cache, value_cache); !s.ok()) return s;
-  if (Status s = check_written_caches(key_cache, value_cache); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
+  PAGEFILL_RETURN_IF_ERROR(check_written_caches(key_cache, value_cache));
   int64_t num_slots = 0;
   for (size_t i = 0; i < copies.size(); ++i) {
-    if (Status s = check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]); !s.ok())
-      return s;
+    PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
     num_slots += copies[i].num_slots;
   }
   const Result<Selection> where = select_backend(context);

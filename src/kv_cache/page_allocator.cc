@@ -120,8 +120,8 @@ PageAllocator& PageAllocator::operator=(PageAllocator&&) noexcept = default;
 PageAllocator::~PageAllocator() = default;
 
 Result<PageAllocator> PageAllocator::create(int64_t total_num_pages, int64_t page_size) try {
-  if (Status s = check_range("total_num_pages", total_num_pages, 0, kMaxInt32); !s.ok()) return s;
-  if (Status s = check_range("page_size", page_size, 1, kMaxInt32); !s.ok()) return s;
+  PAGEFILL_RETURN_IF_ERROR(check_range("total_num_pages", total_num_pages, 0, kMaxInt32));
+  PAGEFILL_RETURN_IF_ERROR(check_range("page_size", page_size, 1, kMaxInt32));
   return PageAllocator(std::make_unique<State>(total_num_pages, page_size));
 } catch (const std::bad_alloc&) {
   return out_of_memory();
@@ -158,9 +158,7 @@ Result<PageAllocator::SequenceId> PageAllocator::fork(SequenceId parent) try {
 Result<std::vector<PageCopy>> PageAllocator::append(SequenceId sequence, int64_t num_tokens) try {
   Sequence* seq = state_->find(sequence);
   if (seq == nullptr) return unknown_sequence("sequence", sequence);
-  if (Status s = check_range("num_tokens", num_tokens, 0, kMaxInt32 - seq->context_len); !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_range("num_tokens", num_tokens, 0, kMaxInt32 - seq->context_len));
   if (num_tokens == 0) return std::vector<PageCopy>{};
 
   PagePool& pool = state_->pool;
@@ -198,10 +196,8 @@ Result<std::vector<PageCopy>> PageAllocator::append(SequenceId sequence, int64_t
 Status PageAllocator::truncate(SequenceId sequence, int64_t context_len) {
   Sequence* seq = state_->find(sequence);
   if (seq == nullptr) return unknown_sequence("sequence", sequence);
-  if (Status s = check_range("context_len", context_len, seq->kv_start, seq->context_len);
-      !s.ok()) {
-    return s;
-  }
+  PAGEFILL_RETURN_IF_ERROR(
+      check_range("context_len", context_len, seq->kv_start, seq->context_len));
   state_->keep_pages(*seq, seq->pages_for(context_len, state_->page_size));
   seq->context_len = context_len;
   return {};

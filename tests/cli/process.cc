@@ -14,12 +14,6 @@
 namespace pagefill::cli {
 namespace {
 
-std::string contents(const std::string& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
 [[noreturn]] void become_pagefill(std::vector<std::string> arguments,
                                   const Surroundings& surroundings, const std::string& out,
                                   const std::string& err) {

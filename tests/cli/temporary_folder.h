@@ -1,8 +1,10 @@
-// A folder that is gone, with all that is in it, when the test is over.
+// A folder that is gone, with all that is in it, when the test is over; and what a file in it holds.
 #pragma once
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <string>
 
 namespace pagefill::cli {
@@ -25,5 +27,11 @@ class TemporaryFolder {
  private:
   std::filesystem::path path_;
 };
+
+inline std::string contents(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
 
 }  // namespace pagefill::cli

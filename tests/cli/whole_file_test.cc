@@ -14,12 +14,6 @@
 namespace pagefill::cli {
 namespace {
 
-std::string contents(const std::string& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
 Status write(const std::string& path, const std::string& text) {
   return write_whole_file(path, std::as_bytes(std::span(text)));
 }

@@ -55,9 +55,6 @@ inline RowTile row_tile(const Block& block, const Scratch& scratch, int64_t begi
   return tile;
 }
 
-inline KeyRange intersect(KeyRange a, KeyRange b) {
-  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
-}
 inline bool covers(KeyRange outer, int64_t begin, int64_t end) {
   return outer.begin <= begin && end <= outer.end;
 }

@@ -16,10 +16,6 @@ constexpr int64_t kMinTaskWork = 16 * 1024;
 // worker; then the largest task is at most a quarter of a worker's share.
 constexpr int64_t kTasksPerWorker = 4;
 
-KeyRange intersect(KeyRange a, KeyRange b) {
-  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
-}
-
 int64_t segments_begin(KeyRange keys) { return keys.begin / kSegmentKv; }
 int64_t num_segments(KeyRange keys) {
   return keys.empty() ? 0 : ceil_div(keys.end, kSegmentKv) - segments_begin(keys);
