@@ -99,6 +99,7 @@ class Tensor {
     for (int i = 0; i < rank; ++i) {
       if (view_.shape[i] <= 0 || view_.strides[i] < 0) return allocate(0, fill);
       last += static_cast<__int128>(view_.shape[i] - 1) * view_.strides[i];
+      if (last > INT64_MAX) return allocate(0, fill);  // the sum of four products could pass 2^127
     }
     const __int128 size = (last + 1) * std::max<int64_t>(pagefill_dtype_size(view_.dtype), 1);
     if (size > INT64_MAX) return allocate(0, fill);
