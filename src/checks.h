@@ -26,10 +26,17 @@ struct Dimension {
   int64_t expected = kAny;
 };
 
+using Shape = std::initializer_list<Dimension>;
+
+enum class Innermost { kContiguous, kAnyStride };
+
 // Given, on the CPU, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
 // addressable, data not null (unless there are no elements).
-Status check_tensor(std::string_view name, const TensorView& view,
-                    std::initializer_list<Dimension> shape);
+Status check_tensor(std::string_view name, const TensorView& view, Shape shape);
+
+// The same, of one of several shapes.
+Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
+                              std::initializer_list<Shape> shapes, Innermost innermost);
 
 // One of these dtypes, and data aligned to it.
 Status check_dtype(std::string_view name, const TensorView& view,

@@ -118,6 +118,8 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                  const TensorView& query_starts, const TensorView& context_lens,
                  const TensorView& page_table, const TensorView& kv_start, const Context& context) {
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_dtype("key_cache", key_cache, {DType::kFloat32, DType::kBFloat16, DType::kFloat16}));
   PAGEFILL_RETURN_IF_ERROR(check_tokens(keys, values, key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(
       check_batch({query_starts, context_lens, page_table}, kv_start, keys.shape[0], kRaggedNames));
