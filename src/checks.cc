@@ -153,4 +153,19 @@ Status check_disjoint(std::string_view name, const TensorView& view, std::string
       fmt::format("{}: expected memory of its own, got memory that overlaps {}", name, other_name));
 }
 
+Status check_written(std::initializer_list<NamedTensor> written,
+                     std::initializer_list<NamedTensor> read) {
+  for (const NamedTensor* w = written.begin(); w != written.end(); ++w) {
+    if (!w->view.given()) continue;
+    PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(w->name, w->view));
+    for (const NamedTensor& r : read) {
+      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w->name, w->view, r.name, r.view));
+    }
+    for (const NamedTensor* other = written.begin(); other != w; ++other) {
+      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w->name, w->view, other->name, other->view));
+    }
+  }
+  return {};
+}
+
 }  // namespace pagefill

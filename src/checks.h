@@ -49,6 +49,16 @@ Status check_distinct_elements(std::string_view name, const TensorView& view);
 Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
                       const TensorView& other);
 
+struct NamedTensor {
+  const char* name;
+  TensorView view;  // checked, or not given
+};
+
+// Nothing that is written has two elements in one place, or shares memory with what is read or with what
+// else is written. Tensors may lie interleaved in one buffer.
+Status check_written(std::initializer_list<NamedTensor> written,
+                     std::initializer_list<NamedTensor> read);
+
 // "[2, 9, 16, 64]".
 std::string shape_string(const TensorView& view);
 

@@ -51,33 +51,6 @@ Status check_options(const AttentionOptions& options, int64_t num_q_heads) {
   return {};
 }
 
-// What is written shares nothing with what is read.
-Status check_output_memory(const Problem& p, const AttentionOptions& options) {
-  struct Named {
-    const char* name;
-    TensorView view;
-  };
-  const Named written[] = {{"output", p.output}, {"lse", p.lse}};
-  const Named read[] = {{"query", p.query},
-                        {"key_cache", p.key_cache},
-                        {"value_cache", p.value_cache},
-                        {"query_starts", p.query_starts},
-                        {"context_lens", p.context_lens},
-                        {"page_table", p.page_table},
-                        {"kv_start", p.kv_start},
-                        {"sinks", p.sinks},
-                        {"key_scale", options.key_scale},
-                        {"value_scale", options.value_scale}};
-  for (const Named& w : written) {
-    if (!w.view.given()) continue;
-    PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(w.name, w.view));
-    for (const Named& r : read) {
-      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w.name, w.view, r.name, r.view));
-    }
-  }
-  return check_disjoint("lse", p.lse, "output", p.output);
-}
-
 Status check_all_pages(const Problem& p, const BatchNames& names) {
   for (int64_t s = 0; s < p.num_seqs; ++s) {
     const SequenceGeometry seq = p.sequence(s);
@@ -276,7 +249,17 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
   p.key_scale = cache_scale(options.key_scale);
   p.value_scale = cache_scale(options.value_scale);
   p.mask = {options.sliding_window.value_or(kNoWindow), options.mask_value > kMaskExcludes};
-  PAGEFILL_RETURN_IF_ERROR(check_output_memory(p, options));
+  PAGEFILL_RETURN_IF_ERROR(check_written({{"output", p.output}, {"lse", p.lse}},
+                                         {{"query", p.query},
+                                          {"key_cache", p.key_cache},
+                                          {"value_cache", p.value_cache},
+                                          {"query_starts", p.query_starts},
+                                          {"context_lens", p.context_lens},
+                                          {"page_table", p.page_table},
+                                          {"kv_start", p.kv_start},
+                                          {"sinks", p.sinks},
+                                          {"key_scale", options.key_scale},
+                                          {"value_scale", options.value_scale}}));
   PAGEFILL_RETURN_IF_ERROR(check_all_pages(p, names));
   return p;
 }
