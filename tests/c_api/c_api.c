@@ -183,8 +183,8 @@ static int test_append_and_copy(void) {
   fill(values_data, kChunk * kKvHeads * kVHeadDim, 6.0f);
   CHECK_OK(pagefill_append_kv(&keys, &values, &f.key_cache, &f.value_cache, &f.query_starts,
                               &f.context_len, &f.page_table, NULL, NULL));
-  CHECK_OK(pagefill_copy_pages(&copy, 1, &f.key_cache, &f.value_cache, NULL));
-  CHECK_OK(pagefill_copy_pages(NULL, 0, &f.key_cache, &f.value_cache, NULL));
+  CHECK_OK(pagefill_copy_pages(&copy, 1, &f.key_cache, &f.value_cache, NULL, NULL));
+  CHECK_OK(pagefill_copy_pages(NULL, 0, &f.key_cache, &f.value_cache, NULL, NULL));
   for (h = 0; h < kKvHeads; ++h) {
     const float* k = f.key_data + h * kPages * kPageSize * kHeadDim;
     const float* v = f.value_data + h * kPages * kPageSize * kVHeadDim;

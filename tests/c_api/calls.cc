@@ -138,9 +138,9 @@ TEST(CApiCalls, EveryNullPointerIsNamed) {
   named(pagefill_append_kv(t, t, k, k, nullptr, t, t, nullptr, nullptr), "query_starts");
   named(pagefill_append_kv(t, t, k, k, t, nullptr, t, nullptr, nullptr), "context_lens");
   named(pagefill_append_kv(t, t, k, k, t, t, nullptr, nullptr, nullptr), "page_table");
-  named(pagefill_copy_pages(nullptr, 1, k, k, nullptr), "copies");
-  named(pagefill_copy_pages(&copy, 1, nullptr, k, nullptr), "key_cache");
-  named(pagefill_copy_pages(&copy, 1, k, nullptr, nullptr), "value_cache");
+  named(pagefill_copy_pages(nullptr, 1, k, k, nullptr, nullptr), "copies");
+  named(pagefill_copy_pages(&copy, 1, nullptr, k, nullptr, nullptr), "key_cache");
+  named(pagefill_copy_pages(&copy, 1, k, nullptr, nullptr, nullptr), "value_cache");
 
   named(pagefill_page_allocator_create(4, 2, nullptr), "allocator");
   named(pagefill_page_allocator_add_sequence(nullptr, &number), "allocator");
