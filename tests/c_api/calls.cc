@@ -191,6 +191,15 @@ TEST(CApiCalls, EveryStructThatIsFilledInHasItsSizeChecked) {
   refused(pagefill_page_allocator_get_sequence(allocator, id, &sequence), "info", sizeof sequence);
   pagefill_page_allocator_destroy(allocator);
 
+  const Call call;
+  const pagefill_tensor *t = call.query, *k = call.key_cache;
+  pagefill_append_options append = pagefill_append_options_init();
+  append.struct_size += 8;
+  refused(pagefill_append_kv(t, t, k, k, t, t, t, &append, nullptr), "options", sizeof append);
+  pagefill_copy_options copy = pagefill_copy_options_init();
+  copy.struct_size += 8;
+  refused(pagefill_copy_pages(nullptr, 0, k, k, &copy, nullptr), "options", sizeof copy);
+
   pagefill_backend_info backend = pagefill_backend_info_init();
   backend.struct_size += 8;
   refused(pagefill_get_backend_info(0, &backend), "info", sizeof backend);
