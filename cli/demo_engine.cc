@@ -115,7 +115,8 @@ Result<Engine::Batch> Engine::gather(std::vector<Sequence>& sequences) {
     batch.page_table.insert(batch.page_table.end(), padding, -1);  // never read
   }
   num_copied_pages_ += static_cast<int64_t>(copies.size());
-  if (const Status status = copy_pages(copies, key_cache_, value_cache_, context_); !status.ok()) {
+  if (const Status status = copy_pages(copies, key_cache_, value_cache_, {}, context_);
+      !status.ok()) {
     return status;
   }
   return batch;

@@ -78,7 +78,7 @@ const char* pagefill_version(void) { return version(); }
 const char* pagefill_dtype_name(int32_t dtype) { return dtype_name(static_cast<DType>(dtype)); }
 
 int64_t pagefill_dtype_size(int32_t dtype) {
-  const bool known = dtype >= 0 && dtype <= static_cast<int32_t>(DType::kInt64);
+  const bool known = dtype >= 0 && dtype <= kLastDType;
   return known ? dtype_size(static_cast<DType>(dtype)) : 0;
 }
 

@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "pagefill/attention.h"
 #include "pagefill/executor.h"
+#include "pagefill/kv_cache.h"
 #include "pagefill/pagefill.h"
 
 namespace pagefill {
@@ -27,10 +28,15 @@ static_assert(PAGEFILL_FLOAT16 == static_cast<int>(DType::kFloat16));
 static_assert(PAGEFILL_INT32 == static_cast<int>(DType::kInt32));
 static_assert(PAGEFILL_FLOAT64 == static_cast<int>(DType::kFloat64));
 static_assert(PAGEFILL_INT64 == static_cast<int>(DType::kInt64));
+static_assert(PAGEFILL_INT8 == static_cast<int>(DType::kInt8));
+static_assert(PAGEFILL_FLOAT8_E4M3 == static_cast<int>(DType::kFloat8E4M3));
+static_assert(PAGEFILL_FLOAT8_E5M2 == static_cast<int>(DType::kFloat8E5M2));
 static_assert(PAGEFILL_CPU == static_cast<int>(DeviceType::kCpu));
 static_assert(PAGEFILL_CUDA == static_cast<int>(DeviceType::kCuda));
 static_assert(PAGEFILL_MAX_RANK == kMaxRank);
 static_assert(PAGEFILL_WORKSPACE_ALIGNMENT == kWorkspaceAlignment);
+
+inline constexpr auto kLastDType = static_cast<int32_t>(DType::kFloat8E5M2);
 
 // Threads that were handed over as a C function.
 class CExecutor final : public Executor {
@@ -103,9 +109,8 @@ class Arguments {
   MutableTensorView mutable_tensor(std::string_view name, const pagefill_tensor* tensor) {
     MutableTensorView view;
     if (!sized(name, tensor)) return view;
-    const int64_t last_dtype = static_cast<int64_t>(DType::kInt64);
-    if (tensor->dtype < 0 || tensor->dtype > last_dtype) {
-      fail(fmt::format("{}.dtype", name), fmt::format("0 to {}", last_dtype), tensor->dtype);
+    if (tensor->dtype < 0 || tensor->dtype > kLastDType) {
+      fail(fmt::format("{}.dtype", name), fmt::format("0 to {}", kLastDType), tensor->dtype);
     }
     if (tensor->device_type != PAGEFILL_CPU && tensor->device_type != PAGEFILL_CUDA) {
       fail(fmt::format("{}.device_type", name), "0 (CPU) or 1 (CUDA)", tensor->device_type);
@@ -145,7 +150,26 @@ class Arguments {
     number(PAGEFILL_HAS_MASK_VALUE, "mask_value", options->mask_value, converted.mask_value);
     converted.sinks = optional_tensor("sinks", options->sinks);
     converted.kv_start = optional_tensor("kv_start", options->kv_start);
+    converted.key_scale = optional_tensor("key_scale", options->key_scale);
+    converted.value_scale = optional_tensor("value_scale", options->value_scale);
     return converted;
+  }
+
+  // Null is the default.
+  AppendOptions append_options(const pagefill_append_options* options) {
+    if (options == nullptr || !sized("options", options)) return {};
+    return {optional_tensor("kv_start", options->kv_start),
+            optional_tensor("key_scale", options->key_scale),
+            optional_tensor("value_scale", options->value_scale),
+            mutable_optional_tensor("chosen_key_scale", options->chosen_key_scale),
+            mutable_optional_tensor("chosen_value_scale", options->chosen_value_scale)};
+  }
+
+  // Null is the default.
+  CopyOptions copy_options(const pagefill_copy_options* options) {
+    if (options == nullptr || !sized("options", options)) return {};
+    return {mutable_optional_tensor("key_scale", options->key_scale),
+            mutable_optional_tensor("value_scale", options->value_scale)};
   }
 
   // Null is the default. `converted` stays where it is as long as it is used.

@@ -17,7 +17,7 @@ pagefill_status pagefill_append_kv(
     const pagefill_tensor* keys, const pagefill_tensor* values, const pagefill_tensor* key_cache,
     const pagefill_tensor* value_cache, const pagefill_tensor* query_starts,
     const pagefill_tensor* context_lens, const pagefill_tensor* page_table,
-    const pagefill_tensor* kv_start, const pagefill_context* context) {
+    const pagefill_append_options* options, const pagefill_context* context) {
   return guarded([&]() -> Status {
     Arguments arguments;
     const TensorView keys_view = arguments.tensor("keys", keys);
@@ -27,24 +27,26 @@ pagefill_status pagefill_append_kv(
     const TensorView query_starts_view = arguments.tensor("query_starts", query_starts);
     const TensorView context_lens_view = arguments.tensor("context_lens", context_lens);
     const TensorView page_table_view = arguments.tensor("page_table", page_table);
-    const TensorView kv_start_view = arguments.optional_tensor("kv_start", kv_start);
+    const AppendOptions converted_options = arguments.append_options(options);
     ConvertedContext where;
     arguments.context(context, where);
     if (!arguments.ok()) return arguments.status();
     return append_kv(keys_view, values_view, key_cache_view, value_cache_view, query_starts_view,
-                     context_lens_view, page_table_view, kv_start_view, where.context);
+                     context_lens_view, page_table_view, converted_options, where.context);
   });
 }
 
 pagefill_status pagefill_copy_pages(const pagefill_page_copy* copies, size_t num_copies,
                                     const pagefill_tensor* key_cache,
                                     const pagefill_tensor* value_cache,
+                                    const pagefill_copy_options* options,
                                     const pagefill_context* context) {
   return guarded([&]() -> Status {
     Arguments arguments;
     if (num_copies > 0) arguments.pointer("copies", copies);
     const MutableTensorView key_cache_view = arguments.mutable_tensor("key_cache", key_cache);
     const MutableTensorView value_cache_view = arguments.mutable_tensor("value_cache", value_cache);
+    const CopyOptions converted_options = arguments.copy_options(options);
     ConvertedContext where;
     arguments.context(context, where);
     if (!arguments.ok()) return arguments.status();
@@ -53,7 +55,8 @@ pagefill_status pagefill_copy_pages(const pagefill_page_copy* copies, size_t num
     for (size_t i = 0; i < num_copies; ++i) {
       page_copies.push_back({copies[i].source, copies[i].destination, copies[i].num_slots});
     }
-    return copy_pages(page_copies, key_cache_view, value_cache_view, where.context);
+    return copy_pages(page_copies, key_cache_view, value_cache_view, converted_options,
+                      where.context);
   });
 }
 

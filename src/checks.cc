@@ -31,15 +31,22 @@ int64_t span_bytes(const TensorView& view) {
   return bytes;
 }
 
-std::string expected_shape(std::initializer_list<Dimension> shape) {
+std::string expected_shape(Shape shape) {
   std::vector<std::string> parts;
   for (const Dimension& d : shape) {
-    parts.push_back(d.expected == kAny ? d.name : fmt::format("{}={}", d.name, d.expected));
+    const bool is_a_number = d.expected == kAny || d.name == std::to_string(d.expected);
+    parts.push_back(is_a_number ? d.name : fmt::format("{}={}", d.name, d.expected));
   }
   return fmt::format("[{}]", fmt::join(parts, ", "));
 }
 
-bool shape_agrees(const TensorView& view, std::initializer_list<Dimension> shape) {
+std::string expected_shapes(std::initializer_list<Shape> shapes) {
+  std::vector<std::string> parts;
+  for (Shape shape : shapes) parts.push_back(expected_shape(shape));
+  return fmt::format("{}", fmt::join(parts, " or "));
+}
+
+bool shape_agrees(const TensorView& view, Shape shape) {
   if (view.rank != static_cast<int>(shape.size())) return false;
   int i = 0;
   for (const Dimension& d : shape) {
@@ -60,15 +67,19 @@ std::string shape_string(const TensorView& view) {
   return fmt::format("[{}]", fmt::join(view.shape.begin(), view.shape.begin() + view.rank, ", "));
 }
 
-Status check_tensor(std::string_view name, const TensorView& view,
-                    std::initializer_list<Dimension> shape) {
+Status check_tensor(std::string_view name, const TensorView& view, Shape shape) {
+  return check_tensor_of_shapes(name, view, {shape}, Innermost::kContiguous);
+}
+
+Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
+                              std::initializer_list<Shape> shapes, Innermost innermost) {
   if (!view.given()) {
     return invalid_argument(
-        fmt::format("{}: expected a tensor {}, got none", name, expected_shape(shape)));
+        fmt::format("{}: expected a tensor {}, got none", name, expected_shapes(shapes)));
   }
-  if (!shape_agrees(view, shape)) {
+  if (std::none_of(shapes.begin(), shapes.end(), [&](Shape s) { return shape_agrees(view, s); })) {
     return invalid_argument(fmt::format("{}: expected shape {}, got {}", name,
-                                        expected_shape(shape), shape_string(view)));
+                                        expected_shapes(shapes), shape_string(view)));
   }
   if (view.device.type != DeviceType::kCpu) {
     return Status(StatusCode::kUnsupported,
@@ -80,7 +91,8 @@ Status check_tensor(std::string_view name, const TensorView& view,
           "{}: expected strides >= 0, got stride {} in dimension {}", name, view.strides[i], i));
     }
   }
-  if (view.shape[view.rank - 1] > 1 && view.strides[view.rank - 1] != 1) {
+  if (innermost == Innermost::kContiguous && view.shape[view.rank - 1] > 1 &&
+      view.strides[view.rank - 1] != 1) {
     return invalid_argument(fmt::format("{}: expected an innermost stride of 1, got {}", name,
                                         view.strides[view.rank - 1]));
   }
@@ -139,6 +151,21 @@ Status check_disjoint(std::string_view name, const TensorView& view, std::string
   if (!view.given() || !other.given() || !share_memory(view, other)) return {};
   return invalid_argument(
       fmt::format("{}: expected memory of its own, got memory that overlaps {}", name, other_name));
+}
+
+Status check_written(std::initializer_list<NamedTensor> written,
+                     std::initializer_list<NamedTensor> read) {
+  for (const NamedTensor* w = written.begin(); w != written.end(); ++w) {
+    if (!w->view.given()) continue;
+    PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(w->name, w->view));
+    for (const NamedTensor& r : read) {
+      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w->name, w->view, r.name, r.view));
+    }
+    for (const NamedTensor* other = written.begin(); other != w; ++other) {
+      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w->name, w->view, other->name, other->view));
+    }
+  }
+  return {};
 }
 
 }  // namespace pagefill

@@ -26,10 +26,17 @@ struct Dimension {
   int64_t expected = kAny;
 };
 
+using Shape = std::initializer_list<Dimension>;
+
+enum class Innermost { kContiguous, kAnyStride };
+
 // Given, on the CPU, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
 // addressable, data not null (unless there are no elements).
-Status check_tensor(std::string_view name, const TensorView& view,
-                    std::initializer_list<Dimension> shape);
+Status check_tensor(std::string_view name, const TensorView& view, Shape shape);
+
+// The same, of one of several shapes.
+Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
+                              std::initializer_list<Shape> shapes, Innermost innermost);
 
 // One of these dtypes, and data aligned to it.
 Status check_dtype(std::string_view name, const TensorView& view,
@@ -41,6 +48,16 @@ Status check_distinct_elements(std::string_view name, const TensorView& view);
 // Something that is written shares no memory with another argument.
 Status check_disjoint(std::string_view name, const TensorView& view, std::string_view other_name,
                       const TensorView& other);
+
+struct NamedTensor {
+  const char* name;
+  TensorView view;  // checked, or not given
+};
+
+// Nothing that is written has two elements in one place, or shares memory with what is read or with what
+// else is written. Tensors may lie interleaved in one buffer.
+Status check_written(std::initializer_list<NamedTensor> written,
+                     std::initializer_list<NamedTensor> read);
 
 // "[2, 9, 16, 64]".
 std::string shape_string(const TensorView& view);

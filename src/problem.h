@@ -9,6 +9,14 @@
 
 namespace pagefill {
 
+// What the elements of a quantised cache are multiplied by. A stride is 0 where one scale is for all.
+struct CacheScale {
+  const float* data = nullptr;  // null: 1
+  int64_t head_stride = 0;
+  int64_t page_stride = 0;
+  int64_t slot_stride = 0;
+};
+
 // Every pointer, stride and table entry in here is good. The batch of one is a batch like any other.
 struct Problem {
   TensorView query;          // [total_tokens, num_q_heads, head_dim]
@@ -21,6 +29,8 @@ struct Problem {
   TensorView page_table;     // int32 [num_seqs, max_pages]
   TensorView kv_start;       // int32 [num_seqs], or not given
   TensorView sinks;          // float32 [num_q_heads], or not given
+  CacheScale key_scale;
+  CacheScale value_scale;
 
   int64_t num_seqs = 0;
   int64_t num_q_heads = 0;
@@ -56,6 +66,17 @@ struct Problem {
     const int64_t token = position - seq.kv_start;
     return kv_head * cache.strides[0] + physical_page(s, token / page_size) * cache.strides[1] +
            token % page_size * cache.strides[2];
+  }
+
+  // What the elements of the slot of (kv head, key position) are multiplied by. That of a position that
+  // no row sees may be anything.
+  float slot_scale(const CacheScale& scale, int64_t s, const SequenceGeometry& seq, int64_t kv_head,
+                   int64_t position) const {
+    if (scale.data == nullptr) return 1;
+    const int64_t token = position - seq.kv_start;
+    return scale.data[kv_head * scale.head_stride +
+                      physical_page(s, token / page_size) * scale.page_stride +
+                      token % page_size * scale.slot_stride];
   }
 
   float sink(int64_t q_head) const {

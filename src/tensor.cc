@@ -10,7 +10,8 @@ struct DTypeRow {
 
 // Indexed by DType.
 constexpr DTypeRow kDTypes[] = {
-    {"float32", 4}, {"bfloat16", 2}, {"float16", 2}, {"int32", 4}, {"float64", 8}, {"int64", 8},
+    {"float32", 4}, {"bfloat16", 2}, {"float16", 2},       {"int32", 4},       {"float64", 8},
+    {"int64", 8},   {"int8", 1},     {"float8_e4m3fn", 1}, {"float8_e5m2", 1},
 };
 
 constexpr DTypeRow kUnknown = {"an unknown dtype", 1};

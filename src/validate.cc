@@ -11,6 +11,9 @@ namespace {
 
 constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType::kBFloat16,
                                                   DType::kFloat16};
+constexpr std::initializer_list<DType> kCacheDTypes = {DType::kFloat32,    DType::kBFloat16,
+                                                       DType::kFloat16,    DType::kInt8,
+                                                       DType::kFloat8E4M3, DType::kFloat8E5M2};
 
 Status check_head_dim(std::string_view tensor, std::string_view name, int64_t dim) {
   if (dim >= kHeadDimMultiple && dim <= kMaxHeadDim && dim % kHeadDimMultiple == 0) return {};
@@ -48,31 +51,6 @@ Status check_options(const AttentionOptions& options, int64_t num_q_heads) {
   return {};
 }
 
-// What is written shares nothing with what is read.
-Status check_output_memory(const Problem& p) {
-  struct Named {
-    const char* name;
-    TensorView view;
-  };
-  const Named written[] = {{"output", p.output}, {"lse", p.lse}};
-  const Named read[] = {{"query", p.query},
-                        {"key_cache", p.key_cache},
-                        {"value_cache", p.value_cache},
-                        {"query_starts", p.query_starts},
-                        {"context_lens", p.context_lens},
-                        {"page_table", p.page_table},
-                        {"kv_start", p.kv_start},
-                        {"sinks", p.sinks}};
-  for (const Named& w : written) {
-    if (!w.view.given()) continue;
-    PAGEFILL_RETURN_IF_ERROR(check_distinct_elements(w.name, w.view));
-    for (const Named& r : read) {
-      PAGEFILL_RETURN_IF_ERROR(check_disjoint(w.name, w.view, r.name, r.view));
-    }
-  }
-  return check_disjoint("lse", p.lse, "output", p.output);
-}
-
 Status check_all_pages(const Problem& p, const BatchNames& names) {
   for (int64_t s = 0; s < p.num_seqs; ++s) {
     const SequenceGeometry seq = p.sequence(s);
@@ -84,13 +62,25 @@ Status check_all_pages(const Problem& p, const BatchNames& names) {
   return {};
 }
 
+Status check_scale_of(std::string_view name, const TensorView& scale, std::string_view cache_name,
+                      const TensorView& cache, std::initializer_list<Shape> shapes) {
+  if (!scale.given()) return {};
+  if (!is_quantised(cache.dtype)) {
+    return invalid_argument(fmt::format("{}: expected none, as {} is {} and not quantised, got {}",
+                                        name, cache_name, dtype_name(cache.dtype),
+                                        shape_string(scale)));
+  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor_of_shapes(name, scale, shapes, Innermost::kAnyStride));
+  return check_dtype(name, scale, {DType::kFloat32});
+}
+
 }  // namespace
 
 Status check_caches(const TensorView& key_cache, const TensorView& value_cache) {
   PAGEFILL_RETURN_IF_ERROR(
       check_tensor("key_cache", key_cache,
                    {{"num_kv_heads"}, {"total_num_pages"}, {"page_size"}, {"head_dim"}}));
-  PAGEFILL_RETURN_IF_ERROR(check_dtype("key_cache", key_cache, kFloats));
+  PAGEFILL_RETURN_IF_ERROR(check_dtype("key_cache", key_cache, kCacheDTypes));
   if (key_cache.shape[0] < 1) {
     return invalid_argument("key_cache: expected num_kv_heads of at least 1, got 0");
   }
@@ -105,6 +95,30 @@ Status check_caches(const TensorView& key_cache, const TensorView& value_cache) 
                                          {"v_head_dim"}}));
   PAGEFILL_RETURN_IF_ERROR(check_dtype("value_cache", value_cache, {key_cache.dtype}));
   return check_head_dim("value_cache", "v_head_dim", value_cache.shape[3]);
+}
+
+Status check_scale(std::string_view name, const TensorView& scale, std::string_view cache_name,
+                   const TensorView& cache) {
+  return check_scale_of(name, scale, cache_name, cache,
+                        {{{"1", 1}},
+                         {{"num_kv_heads", cache.shape[0]}},
+                         {{"num_kv_heads", cache.shape[0]},
+                          {"total_num_pages", cache.shape[1]},
+                          {"page_size", cache.shape[2]}}});
+}
+
+Status check_slot_scale(std::string_view name, const TensorView& scale, std::string_view cache_name,
+                        const TensorView& cache) {
+  return check_scale_of(name, scale, cache_name, cache,
+                        {{{"num_kv_heads", cache.shape[0]},
+                          {"total_num_pages", cache.shape[1]},
+                          {"page_size", cache.shape[2]}}});
+}
+
+CacheScale cache_scale(const TensorView& scale) {
+  const auto* data = static_cast<const float*>(scale.data);
+  if (scale.rank == 3) return {data, scale.strides[0], scale.strides[1], scale.strides[2]};
+  return {data, scale.shape[0] > 1 ? scale.strides[0] : 0, 0, 0};
 }
 
 Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
@@ -196,6 +210,9 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
                     num_kv_heads, num_q_heads));
   }
   PAGEFILL_RETURN_IF_ERROR(check_options(options, num_q_heads));
+  PAGEFILL_RETURN_IF_ERROR(check_scale("key_scale", options.key_scale, "key_cache", key_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_scale("value_scale", options.value_scale, "value_cache", value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_batch(batch, options.kv_start, total_tokens, names));
   PAGEFILL_RETURN_IF_ERROR(check_tensor(
       "output", output.output,
@@ -229,8 +246,20 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
       options.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(query.shape[2])));
   p.attn_logits_soft_cap = options.attn_logits_soft_cap;
   p.mask_value = options.mask_value;
+  p.key_scale = cache_scale(options.key_scale);
+  p.value_scale = cache_scale(options.value_scale);
   p.mask = {options.sliding_window.value_or(kNoWindow), options.mask_value > kMaskExcludes};
-  PAGEFILL_RETURN_IF_ERROR(check_output_memory(p));
+  PAGEFILL_RETURN_IF_ERROR(check_written({{"output", p.output}, {"lse", p.lse}},
+                                         {{"query", p.query},
+                                          {"key_cache", p.key_cache},
+                                          {"value_cache", p.value_cache},
+                                          {"query_starts", p.query_starts},
+                                          {"context_lens", p.context_lens},
+                                          {"page_table", p.page_table},
+                                          {"kv_start", p.kv_start},
+                                          {"sinks", p.sinks},
+                                          {"key_scale", options.key_scale},
+                                          {"value_scale", options.value_scale}}));
   PAGEFILL_RETURN_IF_ERROR(check_all_pages(p, names));
   return p;
 }

@@ -1,6 +1,8 @@
 // Every rule of the operator's arguments, once.
 #pragma once
 
+#include <string_view>
+
 #include "pagefill/attention.h"
 #include "pagefill/status.h"
 #include "problem.h"
@@ -35,6 +37,19 @@ Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total
 
 // Key and value caches that agree with each other.
 Status check_caches(const TensorView& key_cache, const TensorView& value_cache);
+
+// Not given, or a scale of the elements of `cache`, which is checked and called `cache_name`: float32 [1],
+// [num_kv_heads] or [num_kv_heads, total_num_pages, page_size] with any strides, and only for a quantised
+// dtype.
+Status check_scale(std::string_view name, const TensorView& scale, std::string_view cache_name,
+                   const TensorView& cache);
+
+// The same, of the last of these shapes: a scale a slot.
+Status check_slot_scale(std::string_view name, const TensorView& scale, std::string_view cache_name,
+                        const TensorView& cache);
+
+// A checked scale.
+CacheScale cache_scale(const TensorView& scale);
 
 // The table has entries for all of the context from kv_start on.
 Status check_capacity(const TensorView& page_table, int64_t s, const SequenceGeometry& seq,

@@ -45,6 +45,11 @@ struct AttentionOptions {
   // int32 [num_seqs]: the absolute position of the page table's first slot; >= 0. Keys before it do
   // not take part. Default: 0.
   TensorView kv_start{};
+  // float32 [1], [num_kv_heads] or [num_kv_heads, total_num_pages, page_size]: what the elements of a
+  // quantised key_cache, of value_cache, are multiplied by; strides are free. Only with a quantised
+  // cache. Default: 1.
+  TensorView key_scale{};
+  TensorView value_scale{};
 };
 
 // Where results go. `lse` is optional.
@@ -63,7 +68,8 @@ struct AttentionOutput {
 // The chunk of one sequence attends to all that the cache holds for it.
 //
 //   query         [chunk_size, num_q_heads, head_dim], float32, bfloat16 or float16
-//   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16 or float16
+//   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16, float16, or
+//                 quantised: int8, float8_e4m3fn or float8_e5m2, with key_scale and value_scale
 //   value_cache   [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype
 //   context_len   int32 [1]: tokens in the context, this chunk's included
 //   page_indices  int32 [num_pages]: the physical page of the sequence's logical page i. Only those that

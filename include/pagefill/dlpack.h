@@ -24,10 +24,18 @@ inline std::optional<DType> dtype_of(const DLDataType& type) {
     int code, bits;
     DType dtype;
   };
+  // kDLFloat8_e4m3fn and kDLFloat8_e5m2 since DLPack 1.1; the header may be older than the tensor.
+  constexpr int kFloat8E4M3Code = 10, kFloat8E5M2Code = 12;
   constexpr Row kRows[] = {
-      {kDLFloat, 32, DType::kFloat32}, {kDLBfloat, 16, DType::kBFloat16},
-      {kDLFloat, 16, DType::kFloat16}, {kDLInt, 32, DType::kInt32},
-      {kDLFloat, 64, DType::kFloat64}, {kDLInt, 64, DType::kInt64},
+      {kDLFloat, 32, DType::kFloat32},
+      {kDLBfloat, 16, DType::kBFloat16},
+      {kDLFloat, 16, DType::kFloat16},
+      {kDLInt, 32, DType::kInt32},
+      {kDLFloat, 64, DType::kFloat64},
+      {kDLInt, 64, DType::kInt64},
+      {kDLInt, 8, DType::kInt8},
+      {kFloat8E4M3Code, 8, DType::kFloat8E4M3},
+      {kFloat8E5M2Code, 8, DType::kFloat8E5M2},
   };
   for (const Row& row : kRows) {
     if (row.code == type.code && row.bits == type.bits && type.lanes == 1) return row.dtype;
@@ -50,8 +58,8 @@ inline Result<MutableTensorView> mutable_from_dlpack(const DLTensor& tensor,
   const std::optional<DType> dtype = dlpack_detail::dtype_of(tensor.dtype);
   if (!dtype) {
     return error(name,
-                 "expected dtype float32, bfloat16, float16, int32, float64 or int64 of one lane, "
-                 "got code " +
+                 "expected dtype float32, bfloat16, float16, int32, float64, int64, int8, "
+                 "float8_e4m3fn or float8_e5m2 of one lane, got code " +
                      std::to_string(tensor.dtype.code) + " of " +
                      std::to_string(tensor.dtype.bits) + " bits and " +
                      std::to_string(tensor.dtype.lanes) + " lanes");

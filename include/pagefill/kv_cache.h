@@ -13,17 +13,32 @@
 
 namespace pagefill {
 
+struct AppendOptions {
+  // int32 [num_seqs]: the absolute position of the page table's first slot; >= 0. Default: 0.
+  TensorView kv_start{};
+  // Of a quantised cache: what to quantise with, in the shapes that attention takes. Default: 1.
+  TensorView key_scale{};
+  TensorView value_scale{};
+  // float32 [num_kv_heads, total_num_pages, page_size], strides free; written. append_kv chooses each new
+  // slot's scale: max|x| / the largest number of the dtype (127, 448, 57344), at least 2^-126; 1 for a row
+  // of zeros; NaN for a row with a NaN or an infinity, so that it reads as NaN. Not together with
+  // key_scale, value_scale.
+  MutableTensorView chosen_key_scale{};
+  MutableTensorView chosen_value_scale{};
+};
+
 // Writes the keys and values of new tokens into their slots, converting to the cache's dtype (round to
-// nearest even). The metadata are those of the attention call that follows: context_lens counts the new
+// nearest even). A quantised cache gets x / scale, saturated at the dtype's largest number; int8 has no NaN,
+// so that a NaN becomes 0 there, and does not use -128. The metadata are those of the attention call that follows: context_lens counts the new
 // tokens, so that token i of sequence s, of its n = query_starts[s+1] - query_starts[s], goes to position
 // context_lens[s] - n + i.
 //
 //   keys          [total_tokens, num_kv_heads, head_dim], float32, bfloat16 or float16
 //   values        [total_tokens, num_kv_heads, v_head_dim], keys' dtype
-//   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16 or float16
+//   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16, float16, int8,
+//                 float8_e4m3fn or float8_e5m2
 //   value_cache   [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype
 //   query_starts  int32 [num_seqs + 1], context_lens int32 [num_seqs], page_table int32 [num_seqs, max_pages]
-//   kv_start      int32 [num_seqs], or not given: 0
 //
 // A token whose position is below 0 or below kv_start, or whose page is not in the cache, is an error;
 // nothing is written then. Where two tokens of the batch name the same slot, which of them stays is not
@@ -32,7 +47,7 @@ PAGEFILL_EXPORT Status append_kv(const TensorView& keys, const TensorView& value
                                  const MutableTensorView& key_cache,
                                  const MutableTensorView& value_cache,
                                  const TensorView& query_starts, const TensorView& context_lens,
-                                 const TensorView& page_table, const TensorView& kv_start = {},
+                                 const TensorView& page_table, const AppendOptions& options = {},
                                  const Context& context = {});
 
 // One page whose first `num_slots` slots are to be copied before anything is written to `destination`.
@@ -42,11 +57,18 @@ struct PageCopy {
   int32_t num_slots = 0;
 };
 
-// Carries out copies of pages in a cache, all KV heads.
+struct CopyOptions {
+  // float32 [num_kv_heads, total_num_pages, page_size]: scales a slot of a quantised cache, which move with
+  // the elements. Scales per tensor or per KV head have nothing to move.
+  MutableTensorView key_scale{};
+  MutableTensorView value_scale{};
+};
+
+// Carries out copies of pages in a cache, all KV heads, in their order. The caches are as in append_kv.
 PAGEFILL_EXPORT Status copy_pages(std::span<const PageCopy> copies,
                                   const MutableTensorView& key_cache,
                                   const MutableTensorView& value_cache,
-                                  const Context& context = {});
+                                  const CopyOptions& options = {}, const Context& context = {});
 
 // Hands out the pages of one cache to sequences. Pages are reference-counted: a fork shares its
 // parent's pages, and a shared last page is copied only when one of its owners appends to it. Knows page

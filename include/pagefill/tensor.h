@@ -22,9 +22,17 @@ enum class DType : int32_t {
   kInt32 = 3,
   kFloat64 = 4,  // known so that it can be refused by name; no operator takes it
   kInt64 = 5,    // likewise
+  kInt8 = 6,
+  kFloat8E4M3 = 7,
+  kFloat8E5M2 = 8,
 };
 
-// "float32", "bfloat16", ...
+// What a quantised cache may hold: the numbers that take part are these times a scale.
+constexpr bool is_quantised(DType dtype) {
+  return dtype == DType::kInt8 || dtype == DType::kFloat8E4M3 || dtype == DType::kFloat8E5M2;
+}
+
+// "float32", "bfloat16", ..., "float8_e4m3fn"
 PAGEFILL_EXPORT const char* dtype_name(DType dtype);
 // Bytes of one element.
 PAGEFILL_EXPORT int64_t dtype_size(DType dtype);
@@ -43,6 +51,12 @@ template <>
 struct DTypeOf<double> : std::integral_constant<DType, DType::kFloat64> {};
 template <>
 struct DTypeOf<int64_t> : std::integral_constant<DType, DType::kInt64> {};
+template <>
+struct DTypeOf<int8_t> : std::integral_constant<DType, DType::kInt8> {};
+template <>
+struct DTypeOf<float8_e4m3> : std::integral_constant<DType, DType::kFloat8E4M3> {};
+template <>
+struct DTypeOf<float8_e5m2> : std::integral_constant<DType, DType::kFloat8E5M2> {};
 
 enum class DeviceType : int32_t { kCpu = 0, kCuda = 1 };
 

@@ -1,48 +1,25 @@
 #include <fmt/format.h>
 
-#include <array>
-#include <cstring>
-
 #include "backend.h"
 #include "checks.h"
 #include "kv_cache/cache_memory.h"
+#include "kv_cache/rows.h"
 #include "pagefill/kv_cache.h"
 #include "validate.h"
 
 namespace pagefill {
 namespace {
 
-using CopyRow = void (*)(const void* source, void* destination, int64_t num_elements);
-
-template <typename From, typename To>
-void copy_row(const void* source, void* destination, int64_t num_elements) {
-  if constexpr (std::is_same_v<From, To>) {
-    std::memcpy(destination, source, static_cast<size_t>(num_elements) * sizeof(To));
-  } else {
-    const From* from = static_cast<const From*>(source);
-    To* to = static_cast<To*>(destination);
-    for (int64_t d = 0; d < num_elements; ++d) to[d] = To(static_cast<float>(from[d]));
-  }
-}
-
-// Indexed by DType.
-template <typename From>
-constexpr std::array<CopyRow, 3> kCopyRowTo = {copy_row<From, float>, copy_row<From, bfloat16>,
-                                               copy_row<From, float16>};
-constexpr std::array<std::array<CopyRow, 3>, 3> kCopyRow = {kCopyRowTo<float>, kCopyRowTo<bfloat16>,
-                                                            kCopyRowTo<float16>};
-static_assert(static_cast<int>(DType::kFloat32) == 0 && static_cast<int>(DType::kBFloat16) == 1 &&
-              static_cast<int>(DType::kFloat16) == 2);
-
 // New keys and their cache, or new values and theirs.
 struct Transfer {
-  TensorView tokens;        // [total_tokens, num_kv_heads, head_dim]
-  MutableTensorView cache;  // [num_kv_heads, total_num_pages, page_size, head_dim]
+  TensorView tokens;               // [total_tokens, num_kv_heads, head_dim]
+  MutableTensorView cache;         // [num_kv_heads, total_num_pages, page_size, head_dim]
+  CacheScale scale;                // to quantise with,
+  MutableTensorView chosen_scale;  // or to be chosen: [num_kv_heads, total_num_pages, page_size]
 
   // `batch` knows where its tokens go: the slots in which attention will look for them.
   void write(const Problem& batch, int64_t head_begin, int64_t head_end) const {
-    const CopyRow copy =
-        kCopyRow[static_cast<size_t>(tokens.dtype)][static_cast<size_t>(cache.dtype)];
+    const WriteRow write_row = row_writer(tokens.dtype, cache.dtype);
     const auto* source = static_cast<const std::byte*>(tokens.data);
     auto* destination = static_cast<std::byte*>(cache.data);
     for (int64_t s = 0; s < batch.num_seqs; ++s) {
@@ -51,12 +28,22 @@ struct Transfer {
         const int64_t token = (seq.query_start + i) * tokens.strides[0];
         const int64_t slot = batch.slot_offset(cache, s, seq, 0, seq.position(i));
         for (int64_t head = head_begin; head < head_end; ++head) {
-          copy(source + (token + head * tokens.strides[1]) * dtype_size(tokens.dtype),
-               destination + (slot + head * cache.strides[0]) * dtype_size(cache.dtype),
-               cache.shape[3]);
+          const std::byte* row =
+              source + (token + head * tokens.strides[1]) * dtype_size(tokens.dtype);
+          write_row(row, destination + (slot + head * cache.strides[0]) * dtype_size(cache.dtype),
+                    cache.shape[3], scale_of(batch, s, seq, head, seq.position(i), row));
         }
       }
     }
+  }
+
+  float scale_of(const Problem& batch, int64_t s, const SequenceGeometry& seq, int64_t head,
+                 int64_t position, const std::byte* row) const {
+    if (!chosen_scale.given()) return batch.slot_scale(scale, s, seq, head, position);
+    const float chosen = scale_chooser(tokens.dtype, cache.dtype)(row, cache.shape[3]);
+    static_cast<float*>(
+        chosen_scale.data)[batch.slot_offset(chosen_scale, s, seq, head, position)] = chosen;
+    return chosen;
   }
 };
 
@@ -95,20 +82,28 @@ Status check_slots(const Problem& batch, int64_t s) {
                      batch.key_cache.shape[1], kRaggedNames);
 }
 
-// What is written shares nothing with what is read.
-Status check_memory(const Transfer (&transfers)[2], const Problem& batch) {
-  struct Named {
-    const char* name;
-    TensorView view;
+// A cache is quantised with scales that are given, or with scales that are chosen.
+Status check_scales(const TensorView& key_cache, const TensorView& value_cache,
+                    const AppendOptions& options) {
+  struct Row {
+    const char *cache_name, *name, *chosen_name;
+    const TensorView &cache, &scale;
+    const MutableTensorView& chosen;
   };
-  const Named read[] = {{"keys", transfers[0].tokens},        {"values", transfers[1].tokens},
-                        {"query_starts", batch.query_starts}, {"context_lens", batch.context_lens},
-                        {"page_table", batch.page_table},     {"kv_start", batch.kv_start}};
-  for (const Named& r : read) {
-    PAGEFILL_RETURN_IF_ERROR(check_disjoint("key_cache", transfers[0].cache, r.name, r.view));
-    PAGEFILL_RETURN_IF_ERROR(check_disjoint("value_cache", transfers[1].cache, r.name, r.view));
+  const Row rows[] = {{"key_cache", "key_scale", "chosen_key_scale", key_cache, options.key_scale,
+                       options.chosen_key_scale},
+                      {"value_cache", "value_scale", "chosen_value_scale", value_cache,
+                       options.value_scale, options.chosen_value_scale}};
+  for (const Row& row : rows) {
+    PAGEFILL_RETURN_IF_ERROR(check_scale(row.name, row.scale, row.cache_name, row.cache));
+    PAGEFILL_RETURN_IF_ERROR(
+        check_slot_scale(row.chosen_name, row.chosen, row.cache_name, row.cache));
+    if (row.scale.given() && row.chosen.given()) {
+      return invalid_argument(fmt::format("{}: expected none beside {}, got {}", row.name,
+                                          row.chosen_name, shape_string(row.scale)));
+    }
   }
-  return check_written_caches(transfers[0].cache, transfers[1].cache);
+  return {};
 }
 
 }  // namespace
@@ -116,17 +111,19 @@ Status check_memory(const Transfer (&transfers)[2], const Problem& batch) {
 Status append_kv(const TensorView& keys, const TensorView& values,
                  const MutableTensorView& key_cache, const MutableTensorView& value_cache,
                  const TensorView& query_starts, const TensorView& context_lens,
-                 const TensorView& page_table, const TensorView& kv_start, const Context& context) {
+                 const TensorView& page_table, const AppendOptions& options,
+                 const Context& context) {
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_tokens(keys, values, key_cache, value_cache));
-  PAGEFILL_RETURN_IF_ERROR(
-      check_batch({query_starts, context_lens, page_table}, kv_start, keys.shape[0], kRaggedNames));
+  PAGEFILL_RETURN_IF_ERROR(check_scales(key_cache, value_cache, options));
+  PAGEFILL_RETURN_IF_ERROR(check_batch({query_starts, context_lens, page_table}, options.kv_start,
+                                       keys.shape[0], kRaggedNames));
   Problem batch;
   batch.key_cache = key_cache;
   batch.query_starts = query_starts;
   batch.context_lens = context_lens;
   batch.page_table = page_table;
-  batch.kv_start = kv_start;
+  batch.kv_start = options.kv_start;
   batch.num_seqs = context_lens.shape[0];
   batch.page_size = key_cache.shape[2];
   int64_t num_tokens = 0;
@@ -134,8 +131,21 @@ Status append_kv(const TensorView& keys, const TensorView& values,
     PAGEFILL_RETURN_IF_ERROR(check_slots(batch, s));
     num_tokens += batch.sequence(s).num_rows;
   }
-  const Transfer transfers[] = {{keys, key_cache}, {values, value_cache}};
-  PAGEFILL_RETURN_IF_ERROR(check_memory(transfers, batch));
+  const Transfer transfers[] = {
+      {keys, key_cache, cache_scale(options.key_scale), options.chosen_key_scale},
+      {values, value_cache, cache_scale(options.value_scale), options.chosen_value_scale}};
+  PAGEFILL_RETURN_IF_ERROR(check_written({{"key_cache", key_cache},
+                                          {"value_cache", value_cache},
+                                          {"chosen_key_scale", options.chosen_key_scale},
+                                          {"chosen_value_scale", options.chosen_value_scale}},
+                                         {{"keys", keys},
+                                          {"values", values},
+                                          {"query_starts", query_starts},
+                                          {"context_lens", context_lens},
+                                          {"page_table", page_table},
+                                          {"kv_start", options.kv_start},
+                                          {"key_scale", options.key_scale},
+                                          {"value_scale", options.value_scale}}));
   const Result<Selection> where = select_backend(context);
   if (!where.ok()) return where.status();
 

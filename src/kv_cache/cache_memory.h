@@ -13,10 +13,6 @@ namespace pagefill {
 
 enum class Cache { kKey, kValue };
 
-// No two elements of two caches share memory. Both may lie in one buffer, in any interleaving.
-Status check_written_caches(const MutableTensorView& key_cache,
-                            const MutableTensorView& value_cache);
-
 // Calls write(cache, head_begin, head_end) so that each head of each cache is written by one thread. So
 // writes to the same slot keep their order.
 template <typename Write>

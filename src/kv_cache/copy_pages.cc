@@ -33,10 +33,11 @@ Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64
   return {};
 }
 
+// The first slots of a page of a cache, or of a cache's scales: one element a slot.
 void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t head_begin,
                int64_t head_end) {
   const int64_t size = dtype_size(cache.dtype);
-  const auto row_bytes = static_cast<size_t>(cache.shape[3] * size);
+  const auto row_bytes = static_cast<size_t>((cache.rank == 4 ? cache.shape[3] : 1) * size);
   auto* const data = static_cast<std::byte*>(cache.data);
   const auto row = [&](int64_t head, int64_t page, int64_t slot) {
     return data +
@@ -52,9 +53,18 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 }  // namespace
 
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
-                  const MutableTensorView& value_cache, const Context& context) {
+                  const MutableTensorView& value_cache, const CopyOptions& options,
+                  const Context& context) {
+  const auto& [key_scale, value_scale] = options;
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
-  PAGEFILL_RETURN_IF_ERROR(check_written_caches(key_cache, value_cache));
+  PAGEFILL_RETURN_IF_ERROR(check_slot_scale("key_scale", key_scale, "key_cache", key_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_slot_scale("value_scale", value_scale, "value_cache", value_cache));
+  PAGEFILL_RETURN_IF_ERROR(check_written({{"key_cache", key_cache},
+                                          {"value_cache", value_cache},
+                                          {"key_scale", key_scale},
+                                          {"value_scale", value_scale}},
+                                         {}));
   int64_t num_slots = 0;
   for (size_t i = 0; i < copies.size(); ++i) {
     PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
@@ -68,9 +78,13 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                         dtype_size(key_cache.dtype);
   return write_heads(context, threads_for_bytes(bytes, where->settings.num_threads), num_kv_heads,
                      [&](Cache cache, int64_t head_begin, int64_t head_end) {
-                       const auto& view = cache == Cache::kKey ? key_cache : value_cache;
-                       for (const PageCopy& copy : copies)
-                         copy_page(copy, view, head_begin, head_end);
+                       const bool is_key = cache == Cache::kKey;
+                       const auto& elements = is_key ? key_cache : value_cache;
+                       const auto& scale = is_key ? key_scale : value_scale;
+                       for (const PageCopy& copy : copies) {
+                         copy_page(copy, elements, head_begin, head_end);
+                         if (scale.given()) copy_page(copy, scale, head_begin, head_end);
+                       }
                      });
 }
 

@@ -85,7 +85,7 @@ TEST(CApiBadInput, EveryTensorIsRefusedByName) {
       {"a struct of a newer version", [](pagefill_tensor& t) { t.struct_size += 8; },
        PAGEFILL_INVALID_ARGUMENT, ".struct_size"},
       {"dtype -1", [](pagefill_tensor& t) { t.dtype = -1; }, PAGEFILL_INVALID_ARGUMENT, ".dtype"},
-      {"dtype 6", [](pagefill_tensor& t) { t.dtype = 6; }, PAGEFILL_INVALID_ARGUMENT, ".dtype"},
+      {"dtype 9", [](pagefill_tensor& t) { t.dtype = 9; }, PAGEFILL_INVALID_ARGUMENT, ".dtype"},
       {"float64", [](pagefill_tensor& t) { t.dtype = PAGEFILL_FLOAT64; }, PAGEFILL_INVALID_ARGUMENT,
        ""},
       {"device type 2", [](pagefill_tensor& t) { t.device_type = 2; }, PAGEFILL_INVALID_ARGUMENT,
@@ -122,6 +122,40 @@ TEST(CApiBadInput, EveryTensorIsRefusedByName) {
     expect_refused({what.c_str(), [&](Call& call) { argument.pointer(call) = nullptr; },
                     PAGEFILL_INVALID_ARGUMENT, begins.c_str()});
   }
+}
+
+TEST(CApiBadInput, ScalesAreRefusedByName) {
+  struct Spoilt {
+    const char* what;
+    void (*spoil)(pagefill_tensor&);
+    const char* field;
+  };
+  const Spoilt kSpoilt[] = {
+      {"struct_size 0", [](pagefill_tensor& t) { t.struct_size = 0; }, ".struct_size"},
+      {"dtype 9", [](pagefill_tensor& t) { t.dtype = 9; }, ".dtype"},
+      {"int32", [](pagefill_tensor& t) { t.dtype = PAGEFILL_INT32; }, ""},
+      {"rank 2", [](pagefill_tensor& t) { t.rank = 2; }, ""},
+      {"rank 0 without data", [](pagefill_tensor& t) { t.rank = 0, t.data = nullptr; }, ""},
+      {"another page_size", [](pagefill_tensor& t) { t.shape[2] += 1; }, ""},
+      {"no data", [](pagefill_tensor& t) { t.data = nullptr; }, ""},
+      {"a negative stride", [](pagefill_tensor& t) { t.strides[2] = -1; }, ""},
+      {"strides beyond 2^63 bytes", [](pagefill_tensor& t) { t.strides[0] = INT64_MAX / 2; }, ""},
+  };
+  for (const Spoilt& s : kSpoilt) {
+    const std::string key = std::string("key_scale") + s.field;
+    expect_refused({s.what, [&](Call& c) { c.quantise(), s.spoil(c.key_scale_tensor); },
+                    PAGEFILL_INVALID_ARGUMENT, key.c_str()});
+    const std::string value = std::string("value_scale") + s.field;
+    expect_refused({s.what, [&](Call& c) { c.quantise(), s.spoil(c.value_scale_tensor); },
+                    PAGEFILL_INVALID_ARGUMENT, value.c_str()});
+  }
+  expect_refused({"a scale of a float32 cache",
+                  [](Call& c) { c.options.key_scale = &c.key_scale_tensor; },
+                  PAGEFILL_INVALID_ARGUMENT, "key_scale: expected none"});
+  Call call;
+  call.quantise();
+  call.key_scale_tensor.strides[2] = 0;  // strides of scales are free
+  EXPECT_EQ(call.ragged(), PAGEFILL_OK) << pagefill_last_error_message();
 }
 
 TEST(CApiBadInput, OptionalTensorsMayBeNull) {

@@ -183,8 +183,8 @@ static int test_append_and_copy(void) {
   fill(values_data, kChunk * kKvHeads * kVHeadDim, 6.0f);
   CHECK_OK(pagefill_append_kv(&keys, &values, &f.key_cache, &f.value_cache, &f.query_starts,
                               &f.context_len, &f.page_table, NULL, NULL));
-  CHECK_OK(pagefill_copy_pages(&copy, 1, &f.key_cache, &f.value_cache, NULL));
-  CHECK_OK(pagefill_copy_pages(NULL, 0, &f.key_cache, &f.value_cache, NULL));
+  CHECK_OK(pagefill_copy_pages(&copy, 1, &f.key_cache, &f.value_cache, NULL, NULL));
+  CHECK_OK(pagefill_copy_pages(NULL, 0, &f.key_cache, &f.value_cache, NULL, NULL));
   for (h = 0; h < kKvHeads; ++h) {
     const float* k = f.key_data + h * kPages * kPageSize * kHeadDim;
     const float* v = f.value_data + h * kPages * kPageSize * kVHeadDim;
@@ -197,6 +197,60 @@ static int test_append_and_copy(void) {
     CHECK(same_row(v + kPageSize * kVHeadDim, values_data + h * kVHeadDim, kVHeadDim));
   }
   return 0;
+}
+
+/* The whole context quantised with scales that append_kv chooses, and attention to it: the formula over
+ * what was stored, times its scale. */
+static int test_quantised(void) {
+  fixture f;
+  formula plain = plain_formula();
+  float keys_data[kContext * kKvHeads * kHeadDim], values_data[kContext * kKvHeads * kVHeadDim];
+  int8_t key8[kKvHeads * kPages * kPageSize * kHeadDim];
+  int8_t value8[kKvHeads * kPages * kPageSize * kVHeadDim];
+  float key_scale_data[kKvHeads * kPages * kPageSize];
+  float value_scale_data[kKvHeads * kPages * kPageSize];
+  static int32_t starts[2] = {0, kContext};
+  const pagefill_tensor keys = tensor3(keys_data, kContext, kKvHeads, kHeadDim);
+  const pagefill_tensor values = tensor3(values_data, kContext, kKvHeads, kVHeadDim);
+  const pagefill_tensor query_starts = tensor1(starts, PAGEFILL_INT32, 2);
+  const pagefill_tensor key_scale = tensor3(key_scale_data, kKvHeads, kPages, kPageSize);
+  const pagefill_tensor value_scale = tensor3(value_scale_data, kKvHeads, kPages, kPageSize);
+  pagefill_tensor key_cache = cache(key8, kHeadDim), value_cache = cache(value8, kVHeadDim);
+  pagefill_append_options append = pagefill_append_options_init();
+  pagefill_copy_options copied = pagefill_copy_options_init();
+  pagefill_attention_options options = pagefill_attention_options_init();
+  const pagefill_page_copy copy = {2, 1, kPageSize}; /* page 1 belongs to nobody */
+  int i, h;
+  set_up(&f);
+  memset(key8, 0, sizeof key8);
+  memset(value8, 0, sizeof value8);
+  memset(key_scale_data, 0, sizeof key_scale_data);
+  memset(value_scale_data, 0, sizeof value_scale_data);
+  fill(keys_data, kContext * kKvHeads * kHeadDim, 5.0f);
+  fill(values_data, kContext * kKvHeads * kVHeadDim, 6.0f);
+  key_cache.dtype = value_cache.dtype = PAGEFILL_INT8;
+  append.chosen_key_scale = &key_scale;
+  append.chosen_value_scale = &value_scale;
+  CHECK_OK(pagefill_append_kv(&keys, &values, &key_cache, &value_cache, &query_starts,
+                              &f.context_len, &f.page_table, &append, NULL));
+  copied.key_scale = &key_scale;
+  copied.value_scale = &value_scale;
+  CHECK_OK(pagefill_copy_pages(&copy, 1, &key_cache, &value_cache, &copied, NULL));
+  for (h = 0; h < kKvHeads; ++h) {
+    const float* scale = key_scale_data + h * kPages * kPageSize;
+    CHECK(scale[kPageSize] > 0 && scale[kPageSize] == scale[2 * kPageSize]);
+  }
+  for (i = 0; i < kKvHeads * kPages * kPageSize * kHeadDim; ++i) {
+    f.key_data[i] = key_scale_data[i / kHeadDim] * (float)key8[i];
+  }
+  for (i = 0; i < kKvHeads * kPages * kPageSize * kVHeadDim; ++i) {
+    f.value_data[i] = value_scale_data[i / kVHeadDim] * (float)value8[i];
+  }
+  options.key_scale = &key_scale;
+  options.value_scale = &value_scale;
+  CHECK_OK(pagefill_prefill_page_attention(&f.query, &key_cache, &value_cache, &f.context_len,
+                                           &f.page_indices, &options, &f.output, &f.lse, NULL));
+  return check_result(&f, &plain);
 }
 
 static int test_page_allocator(void) {
@@ -272,11 +326,14 @@ static int test_backends(void) {
   CHECK(choice.reason[0] != '\0' && choice.num_threads >= 1 && choice.target != NULL);
   CHECK(strcmp(pagefill_version(), PAGEFILL_EXPECTED_VERSION) == 0);
   CHECK(strcmp(pagefill_dtype_name(PAGEFILL_BFLOAT16), "bfloat16") == 0);
+  CHECK(strcmp(pagefill_dtype_name(PAGEFILL_FLOAT8_E4M3), "float8_e4m3fn") == 0);
   CHECK(pagefill_dtype_size(PAGEFILL_BFLOAT16) == 2 && pagefill_dtype_size(99) == 0);
+  CHECK(pagefill_dtype_size(PAGEFILL_FLOAT8_E5M2) == 1 && pagefill_dtype_size(9) == 0);
   return 0;
 }
 
 int main(void) {
   return test_defaults() || test_every_option() || test_executor_workspace_and_report() ||
-         test_merge() || test_append_and_copy() || test_page_allocator() || test_backends();
+         test_merge() || test_append_and_copy() || test_quantised() || test_page_allocator() ||
+         test_backends();
 }

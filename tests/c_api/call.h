@@ -22,6 +22,8 @@ struct Call {
   std::vector<int32_t> query_starts_data{0, 3, 4}, context_lens_data{5, 2};
   std::vector<int32_t> page_table_data{2, 0, 3, 1, -1, -1}, kv_start_data{0, 0};
   std::vector<float> sinks_data = std::vector<float>(kQHeads, 0.5f);
+  std::vector<float> key_scale_data = std::vector<float>(kKvHeads * kPages * kPageSize, 0.5f);
+  std::vector<float> value_scale_data = key_scale_data;
   std::vector<float> output_data = std::vector<float>(kTokens * kQHeads * kHeadDim, kUntouched);
   std::vector<float> lse_data = std::vector<float>(kTokens * kQHeads, kUntouched);
 
@@ -33,6 +35,8 @@ struct Call {
   pagefill_tensor page_table_tensor = tensor(page_table_data, {kSeqs, kMaxPages});
   pagefill_tensor kv_start_tensor = tensor(kv_start_data, {kSeqs});
   pagefill_tensor sinks_tensor = tensor(sinks_data, {kQHeads});
+  pagefill_tensor key_scale_tensor = tensor(key_scale_data, {kKvHeads, kPages, kPageSize});
+  pagefill_tensor value_scale_tensor = tensor(value_scale_data, {kKvHeads, kPages, kPageSize});
   pagefill_tensor output_tensor = tensor(output_data, {kTokens, kQHeads, kHeadDim});
   pagefill_tensor lse_tensor = tensor(lse_data, {kTokens, kQHeads});
 
@@ -58,6 +62,13 @@ struct Call {
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
+
+  // The caches' memory as int8, with scales per slot.
+  void quantise() {
+    key_cache_tensor.dtype = value_cache_tensor.dtype = PAGEFILL_INT8;
+    options.key_scale = &key_scale_tensor;
+    options.value_scale = &value_scale_tensor;
+  }
 
   pagefill_status ragged() {
     return pagefill_ragged_page_attention(query, key_cache, value_cache, query_starts, context_lens,

@@ -138,9 +138,9 @@ TEST(CApiCalls, EveryNullPointerIsNamed) {
   named(pagefill_append_kv(t, t, k, k, nullptr, t, t, nullptr, nullptr), "query_starts");
   named(pagefill_append_kv(t, t, k, k, t, nullptr, t, nullptr, nullptr), "context_lens");
   named(pagefill_append_kv(t, t, k, k, t, t, nullptr, nullptr, nullptr), "page_table");
-  named(pagefill_copy_pages(nullptr, 1, k, k, nullptr), "copies");
-  named(pagefill_copy_pages(&copy, 1, nullptr, k, nullptr), "key_cache");
-  named(pagefill_copy_pages(&copy, 1, k, nullptr, nullptr), "value_cache");
+  named(pagefill_copy_pages(nullptr, 1, k, k, nullptr, nullptr), "copies");
+  named(pagefill_copy_pages(&copy, 1, nullptr, k, nullptr, nullptr), "key_cache");
+  named(pagefill_copy_pages(&copy, 1, k, nullptr, nullptr, nullptr), "value_cache");
 
   named(pagefill_page_allocator_create(4, 2, nullptr), "allocator");
   named(pagefill_page_allocator_add_sequence(nullptr, &number), "allocator");
@@ -190,6 +190,15 @@ TEST(CApiCalls, EveryStructThatIsFilledInHasItsSizeChecked) {
   sequence.struct_size += 8;
   refused(pagefill_page_allocator_get_sequence(allocator, id, &sequence), "info", sizeof sequence);
   pagefill_page_allocator_destroy(allocator);
+
+  const Call call;
+  const pagefill_tensor *t = call.query, *k = call.key_cache;
+  pagefill_append_options append = pagefill_append_options_init();
+  append.struct_size += 8;
+  refused(pagefill_append_kv(t, t, k, k, t, t, t, &append, nullptr), "options", sizeof append);
+  pagefill_copy_options copy = pagefill_copy_options_init();
+  copy.struct_size += 8;
+  refused(pagefill_copy_pages(nullptr, 0, k, k, &copy, nullptr), "options", sizeof copy);
 
   pagefill_backend_info backend = pagefill_backend_info_init();
   backend.struct_size += 8;

@@ -71,6 +71,8 @@ TEST(DLPack, EveryDTypeOfPagefillIsKnown) {
       {{kDLFloat, 32, 1}, DType::kFloat32}, {{kDLBfloat, 16, 1}, DType::kBFloat16},
       {{kDLFloat, 16, 1}, DType::kFloat16}, {{kDLInt, 32, 1}, DType::kInt32},
       {{kDLFloat, 64, 1}, DType::kFloat64}, {{kDLInt, 64, 1}, DType::kInt64},
+      {{kDLInt, 8, 1}, DType::kInt8},       {{10, 8, 1}, DType::kFloat8E4M3},  // DLPack 1.1's
+      {{12, 8, 1}, DType::kFloat8E5M2},                                        // codes
   };
   for (const Row& row : kRows) {
     Tensor t;

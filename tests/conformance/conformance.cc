@@ -16,7 +16,7 @@ const std::vector<Lengths> kSequences = {{7, 131}, {1, 80}, {5, 5}};
 
 TEST(Conformance, EveryOptionWithEveryPairOfDtypes) {
   for (DType query : kFloatDTypes) {
-    for (DType cache : kFloatDTypes) {
+    for (DType cache : kCacheDTypes) {
       for (const OptionCase& option : kOptionTable) {
         SCOPED_TRACE(option.name);
         Problem problem = random_problem({.sequences = kSequences,

@@ -37,7 +37,7 @@ class Tensor {
     if (odd(bytes)) shape[bytes.ConsumeIntegralInRange(0, 3)] = any_extent(bytes);
     view_ = pagefill_tensor_init(nullptr, dtype, rank, shape.data());
     if (odd(bytes)) view_.rank = bytes.ConsumeIntegralInRange(-1, 5);
-    if (odd(bytes)) view_.dtype = bytes.ConsumeIntegralInRange(-1, 6);
+    if (odd(bytes)) view_.dtype = bytes.ConsumeIntegralInRange(-1, 9);
     if (odd(bytes)) view_.device_type = bytes.ConsumeIntegralInRange(-1, 2);
     if (odd(bytes)) view_.struct_size = bytes.ConsumeIntegralInRange<size_t>(0, 256);
     while (odd(bytes)) {

@@ -105,11 +105,32 @@ struct Extents {
         page_size(4 + bytes.ConsumeIntegralInRange(-3, 16)),
         max_pages(4 + bytes.ConsumeIntegralInRange(0, 4)),
         dtype(bytes.ConsumeIntegralInRange(0, 2)),
-        cache_dtype(bytes.ConsumeIntegralInRange(0, 2)) {}
+        cache_dtype(
+            bytes.PickValueInArray({PAGEFILL_FLOAT32, PAGEFILL_BFLOAT16, PAGEFILL_FLOAT16,
+                                    PAGEFILL_INT8, PAGEFILL_FLOAT8_E4M3, PAGEFILL_FLOAT8_E5M2})) {}
+
+  bool quantised() const { return cache_dtype >= PAGEFILL_INT8; }
 
   int64_t tokens() const { return num_seqs * chunk; }
   int64_t num_q_heads() const { return num_kv_heads * group; }
 };
+
+// A scale of any of the shapes; drawn after all else, so that the corpus says what it said.
+Tensor scale_of(FuzzedDataProvider& bytes, const Extents& e) {
+  switch (bytes.ConsumeIntegralInRange(0, 2)) {
+    case 0:
+      return Tensor(bytes, PAGEFILL_FLOAT32, {1});
+    case 1:
+      return Tensor(bytes, PAGEFILL_FLOAT32, {e.num_kv_heads});
+    default:
+      return Tensor(bytes, PAGEFILL_FLOAT32, {e.num_kv_heads, e.pages, e.page_size});
+  }
+}
+
+// Mostly with a quantised cache, where it is not refused.
+bool scale_given(FuzzedDataProvider& bytes, const Extents& e) {
+  return e.quantised() ? bytes.ConsumeBool() : Tensor::odd(bytes);
+}
 
 struct Batch {
   Tensor query_starts, context_lens, page_table;
@@ -146,18 +167,22 @@ void fuzz_attention(FuzzedDataProvider& bytes, bool ragged) {
                            {e.num_kv_heads, e.pages, e.page_size, e.v_head_dim});
   const Batch batch(bytes, e);
   const Tensor page_indices(bytes, {e.max_pages}, e.pages, [](int64_t i) { return i; });
-  const Options options(bytes, e.num_q_heads(), e.num_seqs);
+  Options options(bytes, e.num_q_heads(), e.num_seqs);
   const Tensor output(bytes, e.dtype, {e.tokens(), e.num_q_heads(), e.v_head_dim});
   const Tensor lse(bytes, PAGEFILL_FLOAT32, {e.tokens(), e.num_q_heads()});
   const bool aliased = Tensor::odd(bytes), exact = bytes.ConsumeBool();
   const pagefill_tensor* written = aliased ? query.get() : output.get();
   const pagefill_tensor* written_lse = bytes.ConsumeBool() ? lse.get() : nullptr;
   const pagefill_attention_options* given = bytes.ConsumeBool() ? &options.options : nullptr;
+  const Tensor key_scale = scale_of(bytes, e), value_scale = scale_of(bytes, e);
+  if (scale_given(bytes, e)) options.options.key_scale = key_scale.get();
+  if (scale_given(bytes, e)) options.options.value_scale = value_scale.get();
   const double rows = static_cast<double>(std::max(e.tokens(), query.extent(0))) *
                       static_cast<double>(std::max(e.num_q_heads(), query.extent(1)));
   if (!query.exists() || !key_cache.exists() || !value_cache.exists() || !batch.exists() ||
       !page_indices.exists() || !options.sinks.exists() || !options.kv_start.exists() ||
-      !output.exists() || !lse.exists() || !batch.worth_running(e, rows)) {
+      !output.exists() || !lse.exists() || !key_scale.exists() || !value_scale.exists() ||
+      !batch.worth_running(e, rows)) {
     return;
   }
   const auto before = output.snapshot(), lse_before = lse.snapshot(),
@@ -237,18 +262,32 @@ void fuzz_cache(FuzzedDataProvider& bytes) {
     if (!t->exists()) return;
   }
   if (!batch.exists() || !batch.worth_running(e, rows)) return;
+  const bool copying = bytes.ConsumeBool();
+  pagefill_append_options append = pagefill_append_options_init();
+  if (!copying && bytes.ConsumeBool()) append.kv_start = kv_start.get();
+  const Tensor key_scale = scale_of(bytes, e), value_scale = scale_of(bytes, e);
+  if (!key_scale.exists() || !value_scale.exists()) return;
+  if (scale_given(bytes, e)) append.key_scale = key_scale.get();
+  if (scale_given(bytes, e)) append.chosen_value_scale = value_scale.get();
+  if (Tensor::odd(bytes)) append.chosen_key_scale = value_scale.get();
+  if (Tensor::odd(bytes)) append.struct_size = bytes.ConsumeIntegral<size_t>();
+  pagefill_copy_options copy_options = pagefill_copy_options_init();
+  copy_options.key_scale = append.key_scale;
+  copy_options.value_scale = append.chosen_value_scale;
+  if (Tensor::odd(bytes)) copy_options.struct_size = bytes.ConsumeIntegral<size_t>();
+
   const auto keys_before = key_cache.snapshot(), values_before = value_cache.snapshot();
+  const auto key_scales_before = key_scale.snapshot(), scales_before = value_scale.snapshot();
   const auto untouched = [&] {
-    return key_cache.snapshot() == keys_before && value_cache.snapshot() == values_before;
+    return key_cache.snapshot() == keys_before && value_cache.snapshot() == values_before &&
+           key_scale.snapshot() == key_scales_before && value_scale.snapshot() == scales_before;
   };
   const pagefill_status status =
-      bytes.ConsumeBool()
-          ? pagefill_copy_pages(copies.data(), copies.size(), key_cache.get(), value_cache.get(),
-                                &where.context)
-          : pagefill_append_kv(keys.get(), values.get(), key_cache.get(), value_cache.get(),
-                               batch.query_starts.get(), batch.context_lens.get(),
-                               batch.page_table.get(),
-                               bytes.ConsumeBool() ? kv_start.get() : nullptr, &where.context);
+      copying ? pagefill_copy_pages(copies.data(), copies.size(), key_cache.get(),
+                                    value_cache.get(), &copy_options, &where.context)
+              : pagefill_append_kv(keys.get(), values.get(), key_cache.get(), value_cache.get(),
+                                   batch.query_starts.get(), batch.context_lens.get(),
+                                   batch.page_table.get(), &append, &where.context);
   check_outcome(status, untouched());
 }
 

@@ -42,22 +42,58 @@ MutableTensorView cache_view(std::byte* data, DType dtype, std::initializer_list
   return view;
 }
 
-int64_t offset(const MutableTensorView& cache, int64_t head, int64_t page, int64_t slot) {
+int64_t offset(const TensorView& cache, int64_t head, int64_t page, int64_t slot) {
   return head * cache.strides[0] + page * cache.strides[1] + slot * cache.strides[2];
 }
 
+// The scale that a slot should have been quantised with: one that was given, or the one to be chosen.
+float expected_scale(const TensorView& given, const MutableTensorView& chosen, int64_t head,
+                     int64_t page, int64_t slot, double largest_magnitude, DType dtype) {
+  if (chosen.given()) {
+    if (!std::isfinite(largest_magnitude)) return std::numeric_limits<float>::quiet_NaN();
+    if (largest_magnitude == 0) return 1;
+    return std::max(static_cast<float>(largest_magnitude) / static_cast<float>(largest_of(dtype)),
+                    0x1p-126f);
+  }
+  if (!given.given()) return 1;
+  const auto* data = static_cast<const float*>(given.data);
+  return data[given.rank == 3 ? offset(given, head, page, slot)
+                              : (given.shape[0] > 1 ? head * given.strides[0] : 0)];
+}
+
+// Compares the scale that was chosen, and paints it over.
+void take_out_scale(const MutableTensorView& chosen, int64_t head, int64_t page, int64_t slot,
+                    float expected) {
+  float* got = static_cast<float*>(chosen.data) + offset(chosen, head, page, slot);
+  if (std::isnan(expected)) {
+    EXPECT_TRUE(std::isnan(*got)) << "scale of head " << head;
+  } else {
+    EXPECT_EQ(*got, expected) << "scale of head " << head;
+  }
+  std::memset(got, static_cast<int>(kCanary), sizeof(float));
+}
+
 // Compares the token with its slot, and paints the slot over with canaries again.
-void take_out(const TensorView& tokens, int64_t token, const MutableTensorView& cache, int64_t page,
+void take_out(const TensorView& tokens, int64_t token, const MutableTensorView& cache,
+              const TensorView& given, const MutableTensorView& chosen, int64_t page,
               int64_t slot) {
   const auto* from = static_cast<const std::byte*>(tokens.data);
   auto* to = static_cast<std::byte*>(cache.data);
   for (int64_t head = 0; head < tokens.shape[1]; ++head) {
     const int64_t row = offset(cache, head, page, slot);
+    const int64_t source = token * tokens.strides[0] + head * tokens.strides[1];
+    double largest = 0;  // NaN and infinities stay
     for (int64_t d = 0; d < tokens.shape[2]; ++d) {
-      const int64_t source = token * tokens.strides[0] + head * tokens.strides[1] + d;
-      const double expected = rounded(load(from, tokens.dtype, source), cache.dtype);
-      ASSERT_EQ(load(to, cache.dtype, row + d), expected)
-          << "token " << token << ", head " << head << ", element " << d;
+      const double magnitude = std::abs(load(from, tokens.dtype, source + d));
+      if (!(magnitude <= largest)) largest = magnitude;
+    }
+    const float scale = expected_scale(given, chosen, head, page, slot, largest, cache.dtype);
+    if (chosen.given()) take_out_scale(chosen, head, page, slot, scale);
+    for (int64_t d = 0; d < tokens.shape[2]; ++d) {
+      const double x = load(from, tokens.dtype, source + d);
+      ASSERT_EQ(load(to, cache.dtype, row + d), rounded(x / scale, cache.dtype))
+          << "token " << token << ", head " << head << ", element " << d << ": " << x << " / "
+          << scale;
     }
     std::memset(to + row * dtype_size(cache.dtype), static_cast<int>(kCanary),
                 static_cast<size_t>(cache.shape[3] * dtype_size(cache.dtype)));
@@ -72,15 +108,28 @@ void expect_canaries(const GuardedBuffer& memory) {
 
 }  // namespace
 
+double largest_of(DType dtype) {
+  return dtype == DType::kInt8 ? 127 : dtype == DType::kFloat8E4M3 ? 448 : 57344;
+}
+
 double rounded(double value, DType dtype) {
   if (dtype == DType::kFloat32 || !std::isfinite(value) || value == 0) return value;
-  const bool is_half = dtype == DType::kFloat16;
-  const int precision = is_half ? 11 : 8;  // significant bits
-  const int min_exponent = is_half ? -14 : -126, max_exponent = is_half ? 15 : 127;
-  const int exponent = std::max(std::ilogb(value), min_exponent);
-  const double unit = std::ldexp(1.0, exponent - precision + 1);  // of the last place
+  if (dtype == DType::kInt8) return std::nearbyint(std::clamp(value, -127.0, 127.0));
+  struct Format {
+    int precision;  // significant bits
+    int min_exponent, max_exponent;
+  };
+  const Format format = dtype == DType::kFloat16      ? Format{11, -14, 15}
+                        : dtype == DType::kFloat8E4M3 ? Format{4, -6, 8}
+                        : dtype == DType::kFloat8E5M2 ? Format{3, -14, 15}
+                                                      : Format{8, -126, 127};
+  const int exponent = std::max(std::ilogb(value), format.min_exponent);
+  const double unit = std::ldexp(1.0, exponent - format.precision + 1);  // of the last place
   const double result = std::nearbyint(value / unit) * unit;
-  if (std::abs(result) < std::ldexp(1.0, max_exponent + 1)) return result;
+  if (is_quantised(dtype)) {
+    return std::copysign(std::min(std::abs(result), largest_of(dtype)), value);
+  }
+  if (std::abs(result) < std::ldexp(1.0, format.max_exponent + 1)) return result;
   return std::copysign(std::numeric_limits<double>::infinity(), value);
 }
 
@@ -114,10 +163,12 @@ CacheStrides cache_strides(CacheOrder order, int64_t heads, int64_t num_pages, i
 }
 
 std::string describe(const AppendGeometry& g) {
-  return fmt::format("{} -> {}, page_size {}, {} heads of {} and {}, cache order {}, token gap {}",
-                     dtype_name(g.tokens_dtype), dtype_name(g.cache_dtype), g.page_size,
-                     g.num_kv_heads, g.head_dim, g.v_head_dim, static_cast<int>(g.cache_order),
-                     g.token_gap);
+  return fmt::format(
+      "{} -> {}, page_size {}, {} heads of {} and {}, cache order {}, token gap {}, "
+      "scales {}{}",
+      dtype_name(g.tokens_dtype), dtype_name(g.cache_dtype), g.page_size, g.num_kv_heads,
+      g.head_dim, g.v_head_dim, static_cast<int>(g.cache_order), g.token_gap,
+      static_cast<int>(g.scale), g.choose_scales ? ", chosen" : "");
 }
 
 AppendCase::AppendCase(const AppendGeometry& g) : geometry(g) {
@@ -172,11 +223,38 @@ AppendCase::AppendCase(const AppendGeometry& g) : geometry(g) {
                          {g.num_kv_heads, num_pages, g.page_size, g.head_dim}, strides.key);
   value_cache = cache_view(value_data, g.cache_dtype,
                            {g.num_kv_heads, num_pages, g.page_size, g.v_head_dim}, strides.value);
+  lay_out_scales(num_pages);
+}
+
+void AppendCase::lay_out_scales(int64_t num_pages) {
+  const int64_t heads = geometry.num_kv_heads, size = geometry.page_size;
+  if (geometry.choose_scales) {  // token-major
+    const auto chosen = [&](GuardedBuffer& memory) {
+      memory = canaries(num_pages * size * heads, DType::kFloat32);
+      return MutableTensorView(memory.data(), DType::kFloat32, {heads, num_pages, size},
+                               {1, size * heads, heads});
+    };
+    options.chosen_key_scale = chosen(chosen_key_memory);
+    options.chosen_value_scale = chosen(chosen_value_memory);
+  }
+  if (geometry.scale == ScalePer::kNone) return;
+  for (int i : {0, 1}) {
+    for (int64_t n = 0; n < heads * num_pages * size; ++n) {
+      scales[i].push_back(0.01f + 0.003f * static_cast<float>((n + i) % 17));
+    }
+    (i == 0 ? options.key_scale : options.value_scale) =
+        geometry.scale == ScalePer::kTensor ? TensorView(scales[i].data(), {1})
+        : geometry.scale == ScalePer::kHead
+            ? TensorView(scales[i].data(), {heads})
+            : TensorView(scales[i].data(), {heads, num_pages, size});
+  }
 }
 
 Status AppendCase::call(const Context& context) const {
+  AppendOptions all = options;
+  all.kv_start = kv_start;
   return append_kv(keys, values, key_cache, value_cache, query_starts, context_lens, page_table,
-                   kv_start, context);
+                   all, context);
 }
 
 void AppendCase::expect_written() const {
@@ -187,8 +265,10 @@ void AppendCase::expect_written() const {
       const int64_t page = pages[s * static_cast<size_t>(page_table.shape[1]) +
                                  static_cast<size_t>(distance / geometry.page_size)];
       const int64_t slot = distance % geometry.page_size;
-      take_out(keys, query_starts[s] + i, key_cache, page, slot);
-      take_out(values, query_starts[s] + i, value_cache, page, slot);
+      take_out(keys, query_starts[s] + i, key_cache, options.key_scale, options.chosen_key_scale,
+               page, slot);
+      take_out(values, query_starts[s] + i, value_cache, options.value_scale,
+               options.chosen_value_scale, page, slot);
       if (::testing::Test::HasFatalFailure()) return;
     }
   }
@@ -198,6 +278,8 @@ void AppendCase::expect_written() const {
 void AppendCase::expect_untouched() const {
   expect_canaries(key_memory);
   expect_canaries(value_memory);
+  expect_canaries(chosen_key_memory);
+  expect_canaries(chosen_value_memory);
 }
 
 }  // namespace pagefill::testing

@@ -26,8 +26,10 @@ struct AppendGeometry {
   DType tokens_dtype = DType::kFloat32;
   DType cache_dtype = DType::kFloat32;
   CacheOrder cache_order = CacheOrder::kHeadMajor;
-  int64_t padding_tokens = 2;  // behind the last sequence
-  int64_t token_gap = 0;       // elements of nobody between two tokens
+  int64_t padding_tokens = 2;        // behind the last sequence
+  int64_t token_gap = 0;             // elements of nobody between two tokens
+  ScalePer scale = ScalePer::kNone;  // to quantise with
+  bool choose_scales = false;
   uint32_t seed = 1;
 };
 
@@ -40,20 +42,29 @@ struct AppendCase {
 
   Status call(const Context& context = {.num_threads = 1}) const;
 
-  // Every new token lies in its slot as `expected(number, dtype)`, and nothing else has changed.
+  // Every new token lies in its slot, divided by the slot's scale and rounded; every scale that was to be
+  // chosen is there; and nothing else has changed.
   void expect_written() const;
   void expect_untouched() const;
+
+  void lay_out_scales(int64_t num_pages);
 
   AppendGeometry geometry;
   TensorView keys, values;
   MutableTensorView key_cache, value_cache;
   std::vector<int32_t> query_starts, context_lens, kv_start, pages;
   TensorView page_table;
+  AppendOptions options;         // without kv_start, which call() adds
+  std::vector<float> scales[2];  // of keys and of values, that are given
+  GuardedBuffer chosen_key_memory, chosen_value_memory;
   GuardedBuffer keys_memory, values_memory, key_memory, value_memory;  // value_memory: not if fused
 };
 
-// What float32 `value` becomes in a dtype, rounded to nearest even in float64 arithmetic.
+// What a number becomes in a dtype, rounded to nearest even in float64 arithmetic.
 double rounded(double value, DType dtype);
+
+// The largest number of a quantised dtype.
+double largest_of(DType dtype);
 
 // The strides of a cache [num_kv_heads, pages, page_size, dim] in memory of that order, and of both caches
 // together.

@@ -2,6 +2,8 @@
 // writes.
 #include <gtest/gtest.h>
 
+#include <span>
+
 #include "append_case.h"
 
 namespace pagefill::testing {
@@ -59,9 +61,56 @@ const BadInput kBadInputs[] = {
     {"page_table: ", "float32", [](AppendCase& c) { c.page_table.dtype = DType::kFloat32; }},
 };
 
-TEST(AppendKv, NamesWhatIsWrongAndWritesNothing) {
-  for (const BadInput& bad : kBadInputs) {
-    AppendCase append({});
+constexpr float kSomeScales[64] = {};
+
+// With an int8 cache and scales per slot, [2, 21, 3]: given here, and to be chosen below.
+const BadInput kBadScales[] = {
+    {"key_scale: ", "[3]",
+     [](AppendCase& c) { c.options.key_scale = TensorView(kSomeScales, {3}); }},
+    {"key_scale: ", "[2, 21, 4]", [](AppendCase& c) { c.options.key_scale.shape[2] = 4; }},
+    {"value_scale: ", "float64",
+     [](AppendCase& c) { c.options.value_scale.dtype = DType::kFloat64; }},
+    {"value_scale: ", "null", [](AppendCase& c) { c.options.value_scale.data = nullptr; }},
+    {"key_scale: ", "not quantised, got [2, 21, 3]",
+     [](AppendCase& c) { c.key_cache.dtype = c.value_cache.dtype = DType::kFloat32; }},
+    {"key_cache: ", "overlaps key_scale",
+     [](AppendCase& c) { c.options.key_scale.data = c.key_cache.data; }},
+    {"value_cache: ", "overlaps value_scale",
+     [](AppendCase& c) { c.options.value_scale.data = c.value_cache.data; }},
+    {"keys: ", "int8", [](AppendCase& c) { c.keys.dtype = c.values.dtype = DType::kInt8; }},
+};
+
+const BadInput kBadChosenScales[] = {
+    {"chosen_key_scale: ", "[1]",
+     [](AppendCase& c) {
+       c.options.chosen_key_scale.rank = 1;
+       c.options.chosen_key_scale.shape[0] = 1;
+     }},
+    {"chosen_value_scale: ", "[2, 21, 4]",
+     [](AppendCase& c) { c.options.chosen_value_scale.shape[2] = 4; }},
+    {"chosen_value_scale: ", "bfloat16",
+     [](AppendCase& c) { c.options.chosen_value_scale.dtype = DType::kBFloat16; }},
+    {"chosen_key_scale: ", "null",
+     [](AppendCase& c) { c.options.chosen_key_scale.data = nullptr; }},
+    {"chosen_key_scale: ", "stride 0",
+     [](AppendCase& c) { c.options.chosen_key_scale.strides[0] = 0; }},
+    {"chosen_key_scale: ", "not quantised, got [2, 21, 3]",
+     [](AppendCase& c) { c.key_cache.dtype = c.value_cache.dtype = DType::kFloat32; }},
+    {"key_scale: ", "expected none beside chosen_key_scale, got [1]",
+     [](AppendCase& c) { c.options.key_scale = TensorView(kSomeScales, {1}); }},
+    {"value_scale: ", "expected none beside chosen_value_scale, got [2]",
+     [](AppendCase& c) { c.options.value_scale = TensorView(kSomeScales, {2}); }},
+    {"chosen_value_scale: ", "overlaps chosen_key_scale",
+     [](AppendCase& c) { c.options.chosen_value_scale.data = c.options.chosen_key_scale.data; }},
+    {"chosen_key_scale: ", "overlaps key_cache",
+     [](AppendCase& c) { c.options.chosen_key_scale.data = c.key_cache.data; }},
+    {"chosen_value_scale: ", "overlaps keys",
+     [](AppendCase& c) { c.keys.data = c.options.chosen_value_scale.data; }},
+};
+
+void expect_refused(std::span<const BadInput> table, const AppendGeometry& geometry) {
+  for (const BadInput& bad : table) {
+    AppendCase append(geometry);
     bad.spoil(append);
     const Status status = append.call();
     ASSERT_FALSE(status.ok()) << bad.argument << bad.got << ": accepted";
@@ -71,6 +120,13 @@ TEST(AppendKv, NamesWhatIsWrongAndWritesNothing) {
         << status.message() << ": " << bad.got;
     append.expect_untouched();
   }
+}
+
+TEST(AppendKv, NamesWhatIsWrongAndWritesNothing) { expect_refused(kBadInputs, {}); }
+
+TEST(AppendKv, NamesWhatIsWrongWithScalesAndWritesNothing) {
+  expect_refused(kBadScales, {.cache_dtype = DType::kInt8, .scale = ScalePer::kSlot});
+  expect_refused(kBadChosenScales, {.cache_dtype = DType::kInt8, .choose_scales = true});
 }
 
 TEST(AppendKv, NamesACudaTensorAsUnsupported) {

@@ -65,6 +65,52 @@ TEST(CopyPages, CarriesThemOutInTheirOrder) {
   EXPECT_EQ(caches.memory, expected.memory);
 }
 
+// An int8 cache with a number of its own in every slot's scale.
+TEST(CopyPages, MovesTheScalesOfTheSlotsWithThem) {
+  const std::vector<PageCopy> copies = {{0, 5, 3}, {5, 1, 2}};
+  std::vector<int8_t> keys(kHeads * kPages * kSlots * kHeadDim), values = keys;
+  const MutableTensorView cache(keys.data(), {kHeads, kPages, kSlots, kHeadDim});
+  const MutableTensorView value_cache(values.data(), {kHeads, kPages, kSlots, kHeadDim});
+  std::vector<float> key_scale(kHeads * kPages * kSlots), value_scale = key_scale;
+  std::iota(key_scale.begin(), key_scale.end(), 1.0f);
+  std::iota(value_scale.begin(), value_scale.end(), 1000.0f);
+  std::vector<float> expected_key = key_scale, expected_value = value_scale;
+  for (const PageCopy& copy : copies) {
+    for (int64_t head = 0; head < kHeads; ++head) {
+      for (int64_t slot = 0; slot < copy.num_slots; ++slot) {
+        // Keys' scales are head-major, values' token-major.
+        const auto at = [&](int64_t page) { return (head * kPages + page) * kSlots + slot; };
+        const auto token = [&](int64_t page) { return (page * kSlots + slot) * kHeads + head; };
+        expected_key[at(copy.destination)] = expected_key[at(copy.source)];
+        expected_value[token(copy.destination)] = expected_value[token(copy.source)];
+      }
+    }
+  }
+  const Status status = copy_pages(copies, cache, value_cache,
+                                   {MutableTensorView(key_scale.data(), {kHeads, kPages, kSlots}),
+                                    MutableTensorView(value_scale.data(), {kHeads, kPages, kSlots},
+                                                      {1, kSlots * kHeads, kHeads})});
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(key_scale, expected_key);
+  EXPECT_EQ(value_scale, expected_value);
+}
+
+TEST(CopyPages, NamesWhatIsWrongWithScales) {
+  std::vector<int8_t> memory(2 * kPages * kSlots * 8);
+  const MutableTensorView keys(memory.data(), {1, kPages, kSlots, 8});
+  const MutableTensorView values(memory.data() + kPages * kSlots * 8, {1, kPages, kSlots, 8});
+  std::vector<float> scales(kPages * kSlots);
+  const MutableTensorView scale(scales.data(), {1, kPages, kSlots});
+  EXPECT_EQ(copy_pages({}, keys, values, {MutableTensorView(scales.data(), {1}), {}}).message(),
+            "key_scale: expected shape [num_kv_heads=1, total_num_pages=6, page_size=5], got [1]");
+  EXPECT_EQ(copy_pages({}, keys, values, {scale, scale}).message(),
+            "value_scale: expected memory of its own, got memory that overlaps key_scale");
+  NumberedCaches floats(CacheOrder::kHeadMajor);
+  EXPECT_EQ(copy_pages({}, floats.key_cache, floats.value_cache, {{}, scale}).message(),
+            "value_scale: expected none, as value_cache is float32 and not quantised, got "
+            "[1, 6, 5]");
+}
+
 TEST(CopyPages, OfNoneDoesNothing) {
   NumberedCaches caches(CacheOrder::kHeadMajor);
   const std::vector<float> before = caches.memory;
@@ -96,7 +142,7 @@ TEST(CopyPages, NamesWhatIsWrongAndCopiesNothing) {
   wrong.shape[1] = 5;
   EXPECT_EQ(copy_pages({}, caches.key_cache, wrong).message().rfind("value_cache: ", 0), 0u);
   EXPECT_EQ(copy_pages({}, {}, wrong).message().rfind("key_cache: ", 0), 0u);
-  EXPECT_EQ(copy_pages({}, caches.key_cache, caches.value_cache, {.num_threads = -2})
+  EXPECT_EQ(copy_pages({}, caches.key_cache, caches.value_cache, {}, {.num_threads = -2})
                 .message()
                 .rfind("num_threads: ", 0),
             0u);

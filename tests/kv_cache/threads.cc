@@ -56,7 +56,7 @@ TEST(SeveralThreads, CopyPagesInTheirOrder) {
     const MutableTensorView keys(memory.data(), {kHeads, kPages, kSlots, kDim});
     const MutableTensorView values(memory.data() + memory.size() / 2,
                                    {kHeads, kPages, kSlots, kDim});
-    const Status status = copy_pages(copies, keys, values, context);
+    const Status status = copy_pages(copies, keys, values, {}, context);
     EXPECT_TRUE(status.ok()) << status.message();
     return memory;
   };

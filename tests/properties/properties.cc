@@ -36,7 +36,7 @@ Geometry draw_geometry() {
   g.head_dim = 8 * draw(1, 20, "head_dim / 8");
   g.v_head_dim = 8 * draw(1, 20, "v_head_dim / 8");
   g.query_dtype = draw_of(kFloatDTypes, "query dtype");
-  g.cache_dtype = draw_of(kFloatDTypes, "cache dtype");
+  g.cache_dtype = draw_of(kCacheDTypes, "cache dtype");
   g.seed = static_cast<uint32_t>(draw(1, 1'000'000, "seed"));
   g.sequences.clear();
   const int64_t num_seqs = draw(1, 4, "num_seqs");

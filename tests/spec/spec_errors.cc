@@ -245,6 +245,58 @@ const BadInput kBadSingleCalls[] = {
      }},
 };
 
+const float kSomeScales[64] = {};
+
+// A call with an int8 cache and scales per slot, [2, 13, 16].
+const BadInput kBadScales[] = {
+    {"key_scale", "[3]",
+     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {3}); }},
+    {"key_scale", "[]",
+     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {}); }},
+    {"key_scale", "[2, 13]", [](Call& c) { c.arguments.options.key_scale.rank = 2; }},
+    {"key_scale", "[2, 13, 15]", [](Call& c) { c.arguments.options.key_scale.shape[2] = 15; }},
+    {"key_scale", "[2, 13, 16, 1]",
+     [](Call& c) {
+       c.arguments.options.key_scale.rank = 4, c.arguments.options.key_scale.shape[3] = 1;
+     }},
+    {"key_scale", "float64",
+     [](Call& c) { c.arguments.options.key_scale.dtype = DType::kFloat64; }},
+    {"key_scale", "null", [](Call& c) { c.arguments.options.key_scale.data = nullptr; }},
+    {"key_scale", "-1", [](Call& c) { c.arguments.options.key_scale.strides[2] = -1; }},
+    {"key_scale", "", [](Call& c) { c.arguments.options.key_scale.strides[1] = kHuge; }},
+    {"key_scale", "",
+     [](Call& c) {
+       c.arguments.options.key_scale.data =
+           static_cast<const char*>(c.arguments.options.key_scale.data) + 2;
+     }},
+    {"key_scale", "CUDA",
+     [](Call& c) {
+       c.arguments.options.key_scale.device = {DeviceType::kCuda, 0};
+     },
+     StatusCode::kUnsupported},
+    {"value_scale", "[1, 13, 16]", [](Call& c) { c.arguments.options.value_scale.shape[0] = 1; }},
+    {"value_scale", "[2, 12, 16]", [](Call& c) { c.arguments.options.value_scale.shape[1] = 12; }},
+    {"value_scale", "int32", [](Call& c) { c.arguments.options.value_scale = numbers<1, 1>(); }},
+    {"value_scale", "null",
+     [](Call& c) { c.arguments.options.value_scale = TensorView(nullptr, DType::kFloat32, {1}); }},
+    {"output", "key_scale",
+     [](Call& c) {
+       c.arguments.output.output.data = const_cast<void*>(c.arguments.options.key_scale.data);
+     }},
+    {"lse", "value_scale",
+     [](Call& c) {
+       c.arguments.output.lse.data = const_cast<void*>(c.arguments.options.value_scale.data);
+     }},
+};
+
+// With a float32 cache.
+const BadInput kScalesOfNothing[] = {
+    {"key_scale", "[1]",
+     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {1}); }},
+    {"value_scale", "[2]",
+     [](Call& c) { c.arguments.options.value_scale = TensorView(kSomeScales, {2}); }},
+};
+
 // A copy of what the call would write, to hold against it afterwards.
 std::vector<std::byte> written_memory(const Arguments& a) {
   std::vector<std::byte> bytes(a.output_memory.data(),
@@ -279,8 +331,7 @@ Status single(const Call& c) {
                                 a.options, a.output, c.context);
 }
 
-void expect_refused(std::span<const BadInput> table) {
-  const Problem problem = two_sequences();
+void expect_refused(std::span<const BadInput> table, const Problem& problem = two_sequences()) {
   for (const Where& where : all_targets()) {
     for (const BadInput& bad : table) {
       Call c{lay_out(problem, kTwoChunks, {}), {}};
@@ -311,6 +362,19 @@ TEST(Errors, OfMetadataAreNamed) { expect_refused(kBadMetadata); }
 TEST(Errors, OfOptionsAreNamed) { expect_refused(kBadOptions); }
 TEST(Errors, OfOutputsAreNamed) { expect_refused(kBadOutputs); }
 TEST(Errors, OfTheContextAreNamed) { expect_refused(kBadContexts); }
+
+TEST(Errors, OfScalesAreNamed) {
+  expect_refused(kBadScales,
+                 random_problem({.sequences = {{20, 150}, {3, 40}}, .cache_dtype = DType::kInt8}));
+  expect_refused(kScalesOfNothing);
+}
+
+TEST(Errors, AScaleOfAnUnquantisedCacheIsRefusedInTheseWords) {
+  Call c{lay_out(two_sequences(), kTwoChunks, {}), {}};
+  c.arguments.options.key_scale = TensorView(kSomeScales, {1});
+  EXPECT_EQ(ragged(c).message(),
+            "key_scale: expected none, as key_cache is float32 and not quantised, got [1]");
+}
 
 TEST(Errors, OfTheSingleCallHaveItsOwnNames) {
   const Problem problem = random_problem({.sequences = {{20, 150}}});

@@ -91,7 +91,7 @@ TEST(Invariance, HoldsForTheReferenceToo) {
 TEST(Invariance, HoldsForEveryPairOfDtypes) {
   for (const Where& where : cpu_targets()) {
     for (DType query : kFloatDTypes) {
-      for (DType cache : kFloatDTypes) {
+      for (DType cache : kCacheDTypes) {
         const Problem problem = random_problem({.sequences = {{30, 230}, {1, 1100}, {9, 9}},
                                                 .head_dim = 16,
                                                 .query_dtype = query,

@@ -13,7 +13,7 @@ namespace {
 TEST(InvarianceSlow, HoldsForEveryDtypeAndOption) {
   for (const Where& where : all_targets()) {
     for (DType query : kFloatDTypes) {
-      for (DType cache : kFloatDTypes) {
+      for (DType cache : kCacheDTypes) {
         for (const OptionCase& option : kOptionTable) {
           SCOPED_TRACE(option.name);
           Problem problem = random_problem({.sequences = {{30, 230}, {1, 1100}, {9, 9}},

@@ -17,10 +17,12 @@ namespace {
 TEST(Options, EachCaseOfEachOptionChangesTheResult) {
   const Problem plain = random_problem({.sequences = {{20, 150}, {1, 90}}});
   for (const Where& where : all_targets()) {
-    const Results without = run(plain, {}, where);
     for (const OptionCase& option : kOptionTable) {
       Problem problem = plain;
       option.apply(problem);
+      Problem before = plain;  // in the same cache, where the option has to do with its dtype
+      if (problem.cache_dtype != plain.cache_dtype) quantise_cache(before, problem.cache_dtype);
+      const Results without = run(before, {}, where);
       EXPECT_NE(difference(without, run(problem, {}, where)), std::nullopt)
           << describe(where) << ": " << option.name << " is accepted and ignored";
     }
@@ -85,6 +87,13 @@ TEST(Options, WhatIsNotSupportedIsRefusedByName) {
       {"query", "float64", [](Arguments& a) { a.query.dtype = DType::kFloat64; }},
       {"query", "int64", [](Arguments& a) { a.query.dtype = DType::kInt64; }},
       {"query", "int32", [](Arguments& a) { a.query.dtype = DType::kInt32; }},
+      {"query", "int8", [](Arguments& a) { a.query.dtype = DType::kInt8; }},
+      {"query", "float8_e4m3fn", [](Arguments& a) { a.query.dtype = DType::kFloat8E4M3; }},
+      {"value_cache", "float8_e5m2",
+       [](Arguments& a) {
+         a.key_cache.dtype = DType::kFloat8E4M3;
+         a.value_cache.dtype = DType::kFloat8E5M2;
+       }},
       {"key_cache", "float64", [](Arguments& a) { a.key_cache.dtype = DType::kFloat64; }},
       {"key_cache", "int32", [](Arguments& a) { a.key_cache.dtype = DType::kInt32; }},
       {"value_cache", "bfloat16", [](Arguments& a) { a.value_cache.dtype = DType::kBFloat16; }},

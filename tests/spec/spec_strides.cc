@@ -14,7 +14,7 @@ namespace {
 
 TEST(Strides, EveryOrderOfTheCacheIsReadInPlace) {
   for (DType query : kFloatDTypes) {
-    for (DType cache : kFloatDTypes) {
+    for (DType cache : kCacheDTypes) {
       const Problem problem = random_problem({.sequences = {{20, 150}, {1, 90}},
                                               .head_dim = 24,
                                               .v_head_dim = 40,

@@ -39,7 +39,7 @@ void expect_unused_memory_does_not_matter(const Problem& problem, const Where& w
 TEST(UnusedMemory, ChangesNoBitForAnyDtype) {
   for (const Where& where : all_targets()) {
     for (DType query : kFloatDTypes) {
-      for (DType cache : kFloatDTypes) {
+      for (DType cache : kCacheDTypes) {
         expect_unused_memory_does_not_matter(
             random_problem({.sequences = {{20, 150}, {1, 77}, {0, 90}, {3, 0}, {5, 5}},
                             .query_dtype = query,
@@ -96,13 +96,14 @@ TEST(UnusedMemory, IsNotTouchedOnEitherSideOfWhatIsNeeded) {
   for (const Where& where : all_targets()) {
     for (Guard guard : {Guard::kBehind, Guard::kBefore}) {
       for (CacheOrder order : kCacheOrders) {
-        for (DType dtype : kFloatDTypes) {
+        for (DType dtype : kCacheDTypes) {
           for (int64_t context : {1, 15, 61, 64, 131}) {
-            const Problem problem = random_problem({.sequences = {{1, context}, {3, context}},
-                                                    .head_dim = 8,
-                                                    .v_head_dim = 24,
-                                                    .query_dtype = dtype,
-                                                    .cache_dtype = dtype});
+            const Problem problem =
+                random_problem({.sequences = {{1, context}, {3, context}},
+                                .head_dim = 8,
+                                .v_head_dim = 24,
+                                .query_dtype = is_quantised(dtype) ? DType::kFloat32 : dtype,
+                                .cache_dtype = dtype});
             const Layout layout = {
                 .page_size = 7, .cache_order = order, .unused = Unused::kNaN, .guard = guard};
             SCOPED_TRACE(describe(where) + ": " + describe(layout));

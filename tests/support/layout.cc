@@ -52,6 +52,15 @@ CachePlan plan_cache(const Problem& p, const Layout& layout, int64_t num_pages) 
   return {};
 }
 
+// Scales per slot, in the order of the cache.
+CacheStrides plan_scales(const Problem& p, const Layout& layout, int64_t num_pages) {
+  const int64_t heads = p.num_kv_heads, size = layout.page_size, step = 1 + layout.gap;
+  if (layout.cache_order == CacheOrder::kHeadMajor) {
+    return {0, num_pages * size * step, size * step, step};
+  }
+  return {0, step, size * heads * step, heads * step};
+}
+
 // Absolute positions of the keys that some row of the chunk takes.
 struct KeyRange {
   int64_t begin = 0, end = 0;
@@ -105,6 +114,8 @@ class Builder {
   Arguments build() {
     lay_out_metadata();
     lay_out_caches();
+    arguments_.options.key_scale = lay_out_scales(p_.key_scale, &Sequence::key_scales);
+    arguments_.options.value_scale = lay_out_scales(p_.value_scale, &Sequence::value_scales);
     lay_out_rows();
     for (GuardedBuffer& buffer : arguments_.memory) buffer.make_read_only();
     return std::move(arguments_);
@@ -219,6 +230,36 @@ class Builder {
     arguments_.value_cache = view(value_data, plan.value, p_.v_head_dim);
     arguments_.memory.push_back(std::move(keys));
     arguments_.memory.push_back(std::move(values));
+  }
+
+  TensorView lay_out_scales(const Scales& scales, std::vector<float> Sequence::*slots) {
+    if (scales.per == ScalePer::kNone) return {};
+    if (scales.per == ScalePer::kSlot) return lay_out_slot_scales(slots);
+    const int64_t count = std::ssize(scales.numbers), step = 1 + layout_.gap;
+    GuardedBuffer memory = filled((count - 1) * step + 1, DType::kFloat32, fill_, layout_.guard);
+    for (int64_t i = 0; i < count; ++i) {
+      store(memory.data(), DType::kFloat32, i * step, scales.numbers[static_cast<size_t>(i)]);
+    }
+    const TensorView view(memory.data(), DType::kFloat32, {count}, {step});
+    arguments_.memory.push_back(std::move(memory));
+    return view;
+  }
+
+  TensorView lay_out_slot_scales(std::vector<float> Sequence::*slots) {
+    const CacheStrides plan = plan_scales(p_, layout_, num_pages_);
+    GuardedBuffer memory =
+        filled(needed_end(plan, 1), DType::kFloat32, fill_, layout_.guard, whole_end(plan, 1));
+    for_each_stored_slot([&](const Sequence& seq, int64_t key, int64_t page, int64_t slot) {
+      for (int64_t h = 0; h < p_.num_kv_heads; ++h) {
+        store(memory.data(), DType::kFloat32, plan.offset(h, page, slot),
+              (seq.*slots)[static_cast<size_t>(key * p_.num_kv_heads + h)]);
+      }
+    });
+    const TensorView view(memory.data(), DType::kFloat32,
+                          {p_.num_kv_heads, num_pages_, layout_.page_size},
+                          {plan.head, plan.page, plan.slot});
+    arguments_.memory.push_back(std::move(memory));
+    return view;
   }
 
   // Elements up to the last one of the cache.

@@ -9,7 +9,17 @@
 namespace pagefill::testing {
 
 // In the order of AttentionOptions.
-enum Option { kSoftmaxScale, kSoftCap, kSlidingWindow, kMaskValue, kSinks, kKvStart, kNumOptions };
+enum Option {
+  kSoftmaxScale,
+  kSoftCap,
+  kSlidingWindow,
+  kMaskValue,
+  kSinks,
+  kKvStart,
+  kKeyScale,
+  kValueScale,
+  kNumOptions
+};
 
 struct OptionCase {
   Option option;
@@ -58,13 +68,32 @@ inline constexpr OptionCase kOptionTable[] = {
        drop_keys_before(p, 21);
        p.options.mask_value = -3.0f;
      }},
+    // In an int8 cache where the problem's is not quantised.
+    {kKeyScale, "key_scale per tensor", [](Problem& p) { add_key_scale(p, ScalePer::kTensor); }},
+    {kKeyScale, "key_scale per head", [](Problem& p) { add_key_scale(p, ScalePer::kHead); }},
+    {kKeyScale, "key_scale per slot, cap and window",
+     [](Problem& p) {
+       add_key_scale(p, ScalePer::kSlot);
+       p.options.attn_logits_soft_cap = 4.0f;
+       p.options.sliding_window = 50;
+     }},
+    {kValueScale, "value_scale per tensor",
+     [](Problem& p) { add_value_scale(p, ScalePer::kTensor); }},
+    {kValueScale, "value_scale per head", [](Problem& p) { add_value_scale(p, ScalePer::kHead); }},
+    {kValueScale, "both scales per slot, sinks and kv_start",
+     [](Problem& p) {
+       add_key_scale(p, ScalePer::kSlot);
+       add_value_scale(p, ScalePer::kSlot);
+       add_sinks(p);
+       drop_keys_before(p, 29);
+     }},
 };
 
 // Does not compile when AttentionOptions has other members than the list of options above.
 inline void list_members(const AttentionOptions& options) {
   [[maybe_unused]] const auto& [softmax_scale, attn_logits_soft_cap, sliding_window, mask_value,
-                                sinks, kv_start] = options;
-  static_assert(kNumOptions == 6, "as many options as names in the binding");
+                                sinks, kv_start, key_scale, value_scale] = options;
+  static_assert(kNumOptions == 8, "as many options as names in the binding");
 }
 
 consteval bool every_option_has_a_case() {

@@ -20,10 +20,10 @@ struct Dot {
   double sum_of_squares = 0;  // of the products
 };
 
-Dot dot(const float* a, const float* b, int64_t size) {
+Dot dot(const float* query, const float* key, double key_scale, int64_t size) {
   Dot result;
   for (int64_t d = 0; d < size; ++d) {
-    const double product = static_cast<double>(a[d]) * static_cast<double>(b[d]);
+    const double product = query[d] * (key_scale * key[d]);
     result.sum += product;
     result.sum_of_squares += product * product;
   }
@@ -47,7 +47,8 @@ std::vector<Weighted> scores_of_row(const Problem& p, const Sequence& seq, int64
     const bool in_window = !options.sliding_window || position - j < *options.sliding_window;
     const bool visible = causal && in_window;
     if (!visible && options.mask_value <= -1e4f) continue;
-    const Dot qk = dot(query, &seq.keys[(j * p.num_kv_heads + kv_head) * p.head_dim], p.head_dim);
+    const Dot qk = dot(query, &seq.keys[(j * p.num_kv_heads + kv_head) * p.head_dim],
+                       p.scale_at(p.key_scale, seq.key_scales, j, kv_head), p.head_dim);
     double s = scale * qk.sum;
     const double size = std::abs(s) + std::abs(scale) * std::sqrt(qk.sum_of_squares);
     if (options.attn_logits_soft_cap) {
@@ -86,10 +87,12 @@ Expected oracle(const Problem& p) {
         for (const Weighted& w : scores) {
           score_size = std::max(score_size, w.size);
           const double weight = lse == -kInfinity ? 0 : std::exp(w.score - lse);
-          const float* value = &seq.values[(w.key * p.num_kv_heads + kv_head) * p.v_head_dim];
+          const float* stored = &seq.values[(w.key * p.num_kv_heads + kv_head) * p.v_head_dim];
+          const double scale = p.scale_at(p.value_scale, seq.value_scales, w.key, kv_head);
           for (int64_t d = 0; d < p.v_head_dim; ++d) {
-            out[d] += weight * value[d];
-            largest = std::max(largest, std::abs(static_cast<double>(value[d])));
+            const double value = scale * stored[d];
+            out[d] += weight * value;
+            largest = std::max(largest, std::abs(value));
           }
         }
         expected.output.insert(expected.output.end(), out.begin(), out.end());

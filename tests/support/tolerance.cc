@@ -27,14 +27,19 @@ Rounding rounding(DType dtype) {
 
 }  // namespace
 
-double output_tolerance(DType query_dtype, double expected, int64_t context, double largest_value) {
+double output_tolerance(DType query_dtype, DType cache_dtype, double expected, int64_t context,
+                        double largest_value) {
   const Rounding once = rounding(query_dtype);
   return std::max(once.unit * std::abs(expected), once.half_subnormal) +
-         3 * 0x1p-24 * std::sqrt(static_cast<double>(context)) * largest_value;
+         (is_quantised(cache_dtype) ? 4 : 3) * 0x1p-24 * std::sqrt(static_cast<double>(context)) *
+             largest_value;
 }
 
-double score_tolerance(int64_t head_dim, double score_size, double largest_value) {
-  return 0x1p-24 * (4 + std::sqrt(static_cast<double>(head_dim)) / 2) * score_size * largest_value;
+double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
+                       double largest_value) {
+  const double roundings = is_quantised(cache_dtype) ? 5 : 4;
+  return 0x1p-24 * (roundings + std::sqrt(static_cast<double>(head_dim)) / 2) * score_size *
+         largest_value;
 }
 
 double lse_tolerance(double expected) { return 1e-5 * std::max(1.0, std::abs(expected)); }
@@ -60,12 +65,12 @@ std::optional<std::string> discrepancy(const Results& results, const Expected& e
         const double largest = expected.largest_value[at];
         // A rounding before the last one is of a number that may be as large as the largest value.
         const double earlier =
-            (num_roundings - 1) * output_tolerance(p.query_dtype, largest, 0, 0) +
-            score_tolerance(p.head_dim, expected.score_size[at], largest);
+            (num_roundings - 1) * output_tolerance(p.query_dtype, p.cache_dtype, largest, 0, 0) +
+            score_tolerance(p.cache_dtype, p.head_dim, expected.score_size[at], largest);
         for (int64_t d = 0; d < p.v_head_dim; ++d) {
           const double want = expected.output[at * static_cast<size_t>(p.v_head_dim) + d];
-          const double tolerance =
-              earlier + output_tolerance(p.query_dtype, want, seq.context_len, largest);
+          const double tolerance = earlier + output_tolerance(p.query_dtype, p.cache_dtype, want,
+                                                              seq.context_len, largest);
           if (!close(results.at(row, h, d), want, tolerance)) {
             return fmt::format(
                 "output of row {}, head {}, element {}: expected {} within {}, got {} ({})", row, h,

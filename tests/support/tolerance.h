@@ -14,20 +14,26 @@ namespace pagefill::testing {
 // The result is rounded once to the query's dtype, with unit roundoff u = 2^-24, 2^-8, 2^-11, to
 // within u |expected|, or half the smallest subnormal. Before that it is a float32 sum over
 // `context` keys. Each of the three roundings behind every term (of its weight, in the sum of the
-// weights, in the sum of the weighted values) is a relative 2^-24; the errors of the terms add up
-// as a random walk, and no term is larger than the largest value:
+// weights, in the sum of the weighted values), and a fourth where the value has a scale, is a
+// relative 2^-24; the errors of the terms add up as a random walk, and no term is larger than the
+// largest value:
 //
-//     u |expected| + 3 * 2^-24 * sqrt(context) * max|v|
-double output_tolerance(DType query_dtype, double expected, int64_t context, double largest_value);
+//     u |expected| + (3 or 4) * 2^-24 * sqrt(context) * max|v|
+//
+// The expectation is that of the dequantised cache, so that quantising adds nothing else.
+double output_tolerance(DType query_dtype, DType cache_dtype, double expected, int64_t context,
+                        double largest_value);
 
 // What the scores add to it. A weight is off by the error of its score, relative: a dot product's
 // head_dim additions round to half of 2^-24 of a partial sum each, again a random walk, and about
-// four more roundings follow (softmax_scale, the base of the exponential, the cap, the maximum).
+// four more roundings follow (softmax_scale, the base of the exponential, the cap, the maximum), and
+// a fifth where the key has a scale.
 // The sum of `context` terms hides this where the context is long, and does not where it is short
 // or scores are large:
 //
-//     2^-24 * (4 + sqrt(head_dim) / 2) * score_size * max|v|
-double score_tolerance(int64_t head_dim, double score_size, double largest_value);
+//     2^-24 * ((4 or 5) + sqrt(head_dim) / 2) * score_size * max|v|
+double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
+                       double largest_value);
 
 // The log-sum-exp is the largest score and the log of a sum: 1e-5 relative, and absolute below 1,
 // where the two cancel.

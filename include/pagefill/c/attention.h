@@ -38,6 +38,11 @@ typedef struct pagefill_attention_options {
   /* Null (0), or int32 [num_seqs]: the absolute position of the page table's first slot. Keys before
    * it do not take part. */
   const pagefill_tensor* kv_start;
+  /* Null (1), or float32 [1], [num_kv_heads] or [num_kv_heads, total_num_pages, page_size]: what the
+   * elements of a quantised key_cache, of value_cache, are multiplied by; strides are free. Only with a
+   * quantised cache. */
+  const pagefill_tensor* key_scale;
+  const pagefill_tensor* value_scale;
 } pagefill_attention_options;
 
 static inline pagefill_attention_options pagefill_attention_options_init(void) {
@@ -50,7 +55,8 @@ static inline pagefill_attention_options pagefill_attention_options_init(void) {
 /* The chunk of one sequence attends to all that the cache holds for it.
  *
  *   query         [chunk_size, num_q_heads, head_dim], float32, bfloat16 or float16
- *   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], one of the three dtypes
+ *   key_cache     [num_kv_heads, total_num_pages, page_size, head_dim], one of the three dtypes, or
+ *                 quantised: int8, float8_e4m3fn or float8_e5m2
  *   value_cache   [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype
  *   context_len   int32 [1]: tokens in the context, this chunk's included
  *   page_indices  int32 [num_pages]: the physical page of the sequence's logical page i

@@ -15,7 +15,30 @@
 extern "C" {
 #endif
 
-/* Writes the keys and values of new tokens into their slots, rounding to the cache's dtype. The
+/* A null pagefill_append_options is the default. */
+typedef struct pagefill_append_options {
+  size_t struct_size;
+  /* Null (0), or int32 [num_seqs]: the absolute position of the page table's first slot. */
+  const pagefill_tensor* kv_start;
+  /* Null (1), or what to quantise with, in the shapes that attention takes. Only with a quantised cache. */
+  const pagefill_tensor* key_scale;
+  const pagefill_tensor* value_scale;
+  /* Null, or float32 [num_kv_heads, total_num_pages, page_size], written: the scale of each new slot is
+   * chosen, max|x| / the largest number of the dtype (127, 448, 57344), at least 2^-126; 1 for a row of
+   * zeros; NaN for a row with a NaN or an infinity. Not together with key_scale, value_scale. */
+  const pagefill_tensor* chosen_key_scale;
+  const pagefill_tensor* chosen_value_scale;
+} pagefill_append_options;
+
+static inline pagefill_append_options pagefill_append_options_init(void) {
+  pagefill_append_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = sizeof options;
+  return options;
+}
+
+/* Writes the keys and values of new tokens into their slots, rounding to the cache's dtype. A quantised
+ * cache gets x / scale, saturated at the dtype's largest number; in int8 a NaN becomes 0. The
  * metadata are those of the attention call that follows: token i of the n = query_starts[s+1] -
  * query_starts[s] of sequence s goes to position context_lens[s] - n + i.
  *
@@ -24,12 +47,12 @@ extern "C" {
  *   key_cache    [num_kv_heads, total_num_pages, page_size, head_dim]; written
  *   value_cache  [num_kv_heads, total_num_pages, page_size, v_head_dim]; written
  *   query_starts int32 [num_seqs + 1], context_lens int32 [num_seqs],
- *   page_table   int32 [num_seqs, max_pages], kv_start null (0) or int32 [num_seqs] */
+ *   page_table   int32 [num_seqs, max_pages] */
 PAGEFILL_EXPORT pagefill_status pagefill_append_kv(
     const pagefill_tensor* keys, const pagefill_tensor* values, const pagefill_tensor* key_cache,
     const pagefill_tensor* value_cache, const pagefill_tensor* query_starts,
     const pagefill_tensor* context_lens, const pagefill_tensor* page_table,
-    const pagefill_tensor* kv_start, const pagefill_context* context);
+    const pagefill_append_options* options, const pagefill_context* context);
 
 /* One page whose first num_slots slots are to be copied before destination is written. An element of
  * arrays: never grows, so it has no struct_size. */
@@ -39,11 +62,28 @@ typedef struct pagefill_page_copy {
   int32_t num_slots;
 } pagefill_page_copy;
 
+/* A null pagefill_copy_options is the default. */
+typedef struct pagefill_copy_options {
+  size_t struct_size;
+  /* Null, or float32 [num_kv_heads, total_num_pages, page_size]: scales a slot of a quantised cache, which
+   * move with the elements. */
+  const pagefill_tensor* key_scale;
+  const pagefill_tensor* value_scale;
+} pagefill_copy_options;
+
+static inline pagefill_copy_options pagefill_copy_options_init(void) {
+  pagefill_copy_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = sizeof options;
+  return options;
+}
+
 /* Carries out copies of pages in a cache, all KV heads. copies may be null where num_copies is 0. */
 PAGEFILL_EXPORT pagefill_status pagefill_copy_pages(const pagefill_page_copy* copies,
                                                     size_t num_copies,
                                                     const pagefill_tensor* key_cache,
                                                     const pagefill_tensor* value_cache,
+                                                    const pagefill_copy_options* options,
                                                     const pagefill_context* context);
 
 /* Hands out the pages of one cache to sequences. Pages are reference-counted: a fork shares its

@@ -17,7 +17,10 @@ enum {
   PAGEFILL_FLOAT16 = 2,
   PAGEFILL_INT32 = 3,
   PAGEFILL_FLOAT64 = 4, /* known so that it can be refused by name */
-  PAGEFILL_INT64 = 5    /* likewise */
+  PAGEFILL_INT64 = 5,   /* likewise */
+  PAGEFILL_INT8 = 6,
+  PAGEFILL_FLOAT8_E4M3 = 7, /* OCP E4M3 without infinities: "float8_e4m3fn" */
+  PAGEFILL_FLOAT8_E5M2 = 8  /* OCP E5M2: "float8_e5m2" */
 };
 
 enum { PAGEFILL_CPU = 0, PAGEFILL_CUDA = 1 };

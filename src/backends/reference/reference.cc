@@ -16,6 +16,12 @@ double load(const TensorView& view, int64_t offset) {
       return static_cast<float>(static_cast<const bfloat16*>(view.data)[offset]);
     case DType::kFloat16:
       return static_cast<float>(static_cast<const float16*>(view.data)[offset]);
+    case DType::kInt8:
+      return static_cast<const int8_t*>(view.data)[offset];
+    case DType::kFloat8E4M3:
+      return static_cast<float>(static_cast<const float8_e4m3*>(view.data)[offset]);
+    case DType::kFloat8E5M2:
+      return static_cast<float>(static_cast<const float8_e5m2*>(view.data)[offset]);
     default:
       return static_cast<const float*>(view.data)[offset];
   }
@@ -71,8 +77,11 @@ class Row {
     for (int64_t j = keys_.begin; j < keys_.end; ++j) {
       const double w = weight(scores[j - keys_.begin], max);
       const int64_t value = p_.slot_offset(p_.value_cache, s_, seq_, kv_head_, j);
+      const double scale = p_.slot_scale(p_.value_scale, s_, seq_, kv_head_, j);
       sum += w;
-      for (int64_t d = 0; d < p_.v_head_dim; ++d) out[d] += w * load(p_.value_cache, value + d);
+      for (int64_t d = 0; d < p_.v_head_dim; ++d) {
+        out[d] += w * (scale * load(p_.value_cache, value + d));
+      }
     }
     write(out, sum, max);
   }
@@ -81,9 +90,10 @@ class Row {
   double score(int64_t j) const {
     const int64_t query = token_ * p_.query.strides[0] + q_head_ * p_.query.strides[1];
     const int64_t key = p_.slot_offset(p_.key_cache, s_, seq_, kv_head_, j);
+    const double scale = p_.slot_scale(p_.key_scale, s_, seq_, kv_head_, j);
     double s = 0;
     for (int64_t d = 0; d < p_.head_dim; ++d) {
-      s += load(p_.query, query + d) * load(p_.key_cache, key + d);
+      s += load(p_.query, query + d) * (scale * load(p_.key_cache, key + d));
     }
     s *= p_.softmax_scale;
     if (p_.attn_logits_soft_cap) {
