@@ -12,6 +12,7 @@ inline constexpr int64_t kNoWindow = std::numeric_limits<int64_t>::max();
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 
 // Half-open range of absolute key positions.
 struct KeyRange {

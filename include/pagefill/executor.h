@@ -10,7 +10,8 @@
 
 namespace pagefill {
 
-// A caller's own threads. pagefill calls parallel_for from the thread that made the call.
+// A caller's own threads. pagefill calls parallel_for from the thread that made the call, and not at all
+// where one task holds all the work: that runs on the calling thread.
 class PAGEFILL_EXPORT Executor {
  public:
   virtual ~Executor();

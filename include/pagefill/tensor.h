@@ -68,6 +68,15 @@ struct Device {
 
 inline constexpr int kMaxRank = 4;
 
+// An element type (const where only reading is allowed) that a view with this Pointer may hold.
+template <typename T, typename Pointer>
+concept ElementOf = std::is_convertible_v<T*, Pointer> && requires {
+  DTypeOf<std::remove_const_t<T>>{};
+};
+
+template <typename Range>
+using RangeElement = std::remove_reference_t<std::ranges::range_reference_t<Range>>;
+
 // Pointer is `const void*` (TensorView) or `void*` (MutableTensorView). Strides count elements, not
 // bytes. A default-constructed view is "not given".
 template <typename Pointer>
@@ -108,12 +117,10 @@ struct BasicTensorView {
   }
 
   // The dtype follows from the pointer's type.
-  template <typename T>
-    requires(std::is_convertible_v<T*, Pointer>&& requires { DTypeOf<std::remove_const_t<T>>{}; })
+  template <ElementOf<Pointer> T>
   BasicTensorView(T* elements, std::initializer_list<int64_t> extents)
       : BasicTensorView(elements, DTypeOf<std::remove_const_t<T>>::value, extents) {}
-  template <typename T>
-    requires(std::is_convertible_v<T*, Pointer>&& requires { DTypeOf<std::remove_const_t<T>>{}; })
+  template <ElementOf<Pointer> T>
   BasicTensorView(T* elements, std::initializer_list<int64_t> extents,
                   std::initializer_list<int64_t> element_strides)
       : BasicTensorView(elements, DTypeOf<std::remove_const_t<T>>::value, extents,
@@ -121,9 +128,7 @@ struct BasicTensorView {
 
   // A vector, array or span is a tensor of rank 1. The view is good as long as the range lives.
   template <std::ranges::contiguous_range Range>
-    requires(std::ranges::sized_range<Range>&& std::is_convertible_v<
-             std::add_pointer_t<std::remove_reference_t<std::ranges::range_reference_t<Range>>>,
-             Pointer>&& requires { DTypeOf<std::ranges::range_value_t<Range>>{}; })
+    requires(std::ranges::sized_range<Range>&& ElementOf<RangeElement<Range>, Pointer>)
   BasicTensorView(Range&& range)  // NOLINT: implicit on purpose
       : BasicTensorView(std::ranges::data(range), DTypeOf<std::ranges::range_value_t<Range>>::value,
                         {static_cast<int64_t>(std::ranges::size(range))}) {}

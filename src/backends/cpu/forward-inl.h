@@ -61,40 +61,58 @@ inline bool covers(KeyRange outer, int64_t begin, int64_t end) {
 
 template <int kVectors>
 HWY_INLINE void score_tile(const Problem& p, const RowTile& tile, int64_t begin, int64_t end,
-                           const Scratch& scratch) {
+                           const Scratch& scratch, NextTile& next) {
   const float* queries = scratch.queries + tile.begin * p.head_dim;
-  for (int64_t k = begin; k < end; k += kKeyStep) {
-    score_four_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k,
-                              scratch.scores + k * tile.rows);
+  for (int64_t k = begin; k < end; k += kBlocking.keys) {
+    score_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k, scratch.scores + k * tile.rows);
+    next.fetch_some();
   }
 }
 
-template <int kRows>
-HWY_INLINE void add_rows(const RowTile& tile, int64_t row, int64_t begin, int64_t end,
-                         int64_t value_block, int64_t value_stride, const Scratch& scratch,
-                         float* acc) {
-  for (int64_t c = 0; c < value_stride; c += value_block) {
-    add_values<kRows>(scratch.scores + row, tile.rows, scratch.values + c * kTileKv, begin, end,
-                      scratch.rescale + row, acc + row * value_stride + c, value_stride);
-  }
-}
-
-// Only rows that exist: a decode row is not computed as the four that its granule has.
-inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
-                     int64_t value_block, int64_t value_stride, const Scratch& scratch,
-                     float* acc) {
+// One block of columns: it stays in the first-level cache while all rows pass. Only rows that exist: a
+// decode row is not computed as the six that its granule has.
+template <int kVectors>
+HWY_INLINE void add_columns(const float* values, const RowTile& tile, int64_t num_rows,
+                            int64_t begin, int64_t end, int64_t value_stride,
+                            const Scratch& scratch, float* acc, NextTile& next) {
   int64_t row = 0;
-  for (; row + 6 <= num_rows; row += 6) {
-    add_rows<6>(tile, row, begin, end, value_block, value_stride, scratch, acc);
-  }
-  for (; row + 4 <= num_rows; row += 4) {
-    add_rows<4>(tile, row, begin, end, value_block, value_stride, scratch, acc);
-  }
-  for (; row + 2 <= num_rows; row += 2) {
-    add_rows<2>(tile, row, begin, end, value_block, value_stride, scratch, acc);
-  }
-  if (row < num_rows) {
-    add_rows<1>(tile, row, begin, end, value_block, value_stride, scratch, acc);
+  const auto add = [&]<int kRows>(std::integral_constant<int, kRows>) HWY_ATTR {
+    for (; row + kRows <= num_rows; row += kRows) {
+      add_values<kRows, kVectors>(scratch.scores + row, tile.rows, values, begin, end,
+                                  scratch.rescale + row, acc + row * value_stride, value_stride);
+      next.fetch_some();
+    }
+  };
+  add(std::integral_constant<int, kBlocking.value_rows>());
+  add(std::integral_constant<int, 4>());
+  add(std::integral_constant<int, 2>());
+  add(std::integral_constant<int, 1>());
+}
+
+inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
+                     int64_t lanes, int64_t value_stride, const Scratch& scratch, float* acc,
+                     NextTile& next) {
+  for (int64_t c = 0, width; c < value_stride; c += width) {
+    width = value_width(value_stride - c, lanes);
+    const float* values = scratch.values + c * kTileKv;
+    switch (width / lanes) {
+      case 1:
+        add_columns<1>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        break;
+      case 2:
+        add_columns<2>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        break;
+      case 3:
+        if constexpr (kBlocking.value_vectors >= 3) {
+          add_columns<3>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        }
+        break;
+      default:
+        if constexpr (kBlocking.value_vectors >= 4) {
+          add_columns<4>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        }
+        break;
+    }
   }
 }
 
@@ -112,18 +130,18 @@ inline void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t t
 // One row tile against the KV tile at tile_start, whose keys and values are staged.
 inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile,
                         int64_t tile_start, KeyRange keys, bool values_finite, int64_t lanes,
-                        const Scratch& scratch, const State& state) {
-  const int64_t begin = (keys.begin - tile_start) / kKeyStep * kKeyStep;
+                        const Scratch& scratch, const State& state, NextTile& next) {
+  const int64_t begin = round_down(keys.begin - tile_start, kKeyStep);
   const int64_t end = round_up(keys.end - tile_start, kKeyStep);
   switch (tile.rows / lanes) {
     case 1:
-      score_tile<1>(p, tile, begin, end, scratch);
+      score_tile<1>(p, tile, begin, end, scratch, next);
       break;
     case 2:
-      score_tile<2>(p, tile, begin, end, scratch);
+      score_tile<2>(p, tile, begin, end, scratch, next);
       break;
     default:
-      score_tile<3>(p, tile, begin, end, scratch);
+      score_tile<3>(p, tile, begin, end, scratch, next);
       break;
   }
   if (p.attn_logits_soft_cap) {
@@ -142,14 +160,13 @@ inline void attend_tile(const Problem& p, const Block& block, const RowTile& til
   }
   softmax(scratch.scores, tile.rows, begin, end, state.max + tile.begin, state.sum + tile.begin,
           scratch.rescale);
-  const int64_t value_block = kValueVectors * lanes;
-  const int64_t value_stride = round_up(p.v_head_dim, value_block);
+  const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t num_rows = std::min(tile.rows, block.num_rows() - tile.begin);
   float* acc = state.acc + tile.begin * value_stride;
   if (masked && !values_finite) {
     add_tile_row_by_row(tile, num_rows, tile_start, begin, end, value_stride, scratch, acc);
   } else {
-    add_tile(tile, num_rows, begin, end, value_block, value_stride, scratch, acc);
+    add_tile(tile, num_rows, begin, end, lanes, value_stride, scratch, acc, next);
   }
 }
 
@@ -157,8 +174,7 @@ template <class T>
 HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange segment,
                                   const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
-  const int64_t value_block = kValueVectors * lanes;
-  const int64_t value_stride = round_up(p.v_head_dim, value_block);
+  const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t rows = round_up(block.num_rows(), lanes);
   std::fill_n(state.max, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.sum, rows, 0.0f);
@@ -170,16 +186,22 @@ HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange
     tiles[num_tiles] = row_tile(block, scratch, row, tile_rows(rows - row, lanes));
   }
 
-  for (int64_t tile_start = segment.begin / kTileKv * kTileKv; tile_start < segment.end;
+  // Calls of fetch_some while a KV tile is computed.
+  const int64_t steps =
+      num_tiles * (kTileKv / kBlocking.keys) +
+      rows / kBlocking.value_rows * ceil_div(value_stride, kBlocking.value_vectors * lanes);
+  NextTile next(p, sizeof(T));
+  for (int64_t tile_start = round_down(segment.begin, kTileKv); tile_start < segment.end;
        tile_start += kTileKv) {
     const KeyRange keys = intersect(segment, {tile_start, tile_start + kTileKv});
     stage_keys<T>(p, block, tile_start, keys, scratch);
-    const bool finite =
-        stage_values<T>(p, block, tile_start, keys, value_block, value_stride, scratch.values);
+    const bool finite = stage_values<T>(p, block, tile_start, keys, value_stride, scratch.values);
+    next.plan(p, block, intersect(segment, {tile_start + kTileKv, tile_start + 2 * kTileKv}),
+              steps);
     for (int64_t t = 0; t < num_tiles; ++t) {
       const KeyRange tile_keys = intersect(keys, tiles[t].attended);
       if (tile_keys.empty()) continue;
-      attend_tile(p, block, tiles[t], tile_start, tile_keys, finite, lanes, scratch, state);
+      attend_tile(p, block, tiles[t], tile_start, tile_keys, finite, lanes, scratch, state, next);
     }
   }
 }
@@ -256,7 +278,7 @@ inline void load_queries(const Problem& p, const Block& block, const Scratch& sc
 inline void merge(const Problem& p, const Block& block, const State& total, const State& part) {
   const FloatTag d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t value_stride = round_up(p.v_head_dim, kValueVectors * lanes);
+  const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t rows = round_up(block.num_rows(), lanes);
   const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t r = 0; r < rows; r += lanes) {
@@ -335,7 +357,7 @@ inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
 
 inline void write_output(const Problem& p, const Block& block, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
-  const int64_t value_stride = round_up(p.v_head_dim, kValueVectors * lanes);
+  const int64_t value_stride = round_up(p.v_head_dim, lanes);
   for (int64_t r = 0; r < block.num_rows(); ++r) {
     const int64_t row = block.row_begin + r;
     const int64_t token = block.seq.query_start + row / p.group;

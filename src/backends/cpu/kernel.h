@@ -46,7 +46,7 @@ struct Scratch {
   float* rescale = nullptr;           // [tile rows]: of the accumulators, for the tile at hand
   float* keys = nullptr;              // [kTileKv][head_dim], where the cache is not float32
   const float** key_rows = nullptr;   // [kTileKv]
-  float* values = nullptr;            // [value stride / value block][kTileKv][value block]
+  float* values = nullptr;            // blocks of columns, each [kTileKv][columns]
   State total;
   State part;
 };
@@ -73,8 +73,7 @@ struct Kernel {
 
   int64_t max_tile_rows() const { return kMaxRowVectors * lanes; }
   int64_t padded_rows(int64_t num_rows) const { return round_up(num_rows, lanes); }
-  int64_t value_block() const { return kValueVectors * lanes; }  // columns of a block of values
-  int64_t value_stride(const Problem& p) const { return round_up(p.v_head_dim, value_block()); }
+  int64_t value_stride(const Problem& p) const { return round_up(p.v_head_dim, lanes); }
 };
 
 // The targets that were compiled in, best first.

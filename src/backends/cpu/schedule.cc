@@ -1,5 +1,7 @@
 #include "backends/cpu/schedule.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <new>
 
@@ -43,11 +45,17 @@ class Arena {
   int64_t used_ = 0;
 };
 
+int64_t block_bytes() {
+  static const int64_t bytes =
+      std::clamp<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE) / 4, kMinBlockBytes, kMaxBlockBytes);
+  return bytes;
+}
+
 // The largest block that a worker can meet: at most kMaxRowTiles row tiles, fewer for large head dims.
 int64_t max_block_rows(const Problem& p, const Kernel& kernel) {
   const int64_t row_bytes =
       static_cast<int64_t>(sizeof(float)) * std::max(p.head_dim, p.v_head_dim);
-  const int64_t tiles = kMaxBlockBytes / (row_bytes * kernel.max_tile_rows());
+  const int64_t tiles = block_bytes() / (row_bytes * kernel.max_tile_rows());
   return std::clamp<int64_t>(tiles, 1, kMaxRowTiles) * kernel.max_tile_rows();
 }
 

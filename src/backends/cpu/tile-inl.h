@@ -12,63 +12,81 @@
 
 #include "backends/cpu/config.h"
 #include "backends/cpu/math-inl.h"
+#include "geometry.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pagefill::cpu {
 namespace HWY_NAMESPACE {
 
-// scores[k][row] = dot(queries[.][row], keys[k][.]) for four keys, summed from d = 0 upwards: the order
-// of every row. The accumulators have names because SVE vectors cannot be in arrays.
+inline constexpr Blocking kBlocking =
+    HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM_A64 ? kRegisters32 : kRegisters16;
+
+// Columns of the block of values that begins where `columns_left` columns (whole vectors) are left: blocks
+// are as wide as the registers allow, and nearly equal.
+constexpr int64_t value_width(int64_t columns_left, int64_t lanes) {
+  const int64_t vectors = columns_left / lanes;
+  return lanes * ceil_div(vectors, ceil_div(vectors, int64_t{kBlocking.value_vectors}));
+}
+
+// scores[k][row] = dot(queries[.][row], keys[k][.]) for a step of keys, summed from d = 0 upwards: the
+// order of every row. The accumulators have names because SVE vectors cannot be in arrays.
 template <int kVectors>
-HWY_INLINE void score_four_keys(const float* HWY_RESTRICT queries, int64_t head_dim,
-                                const float* const* key_rows, float* HWY_RESTRICT scores) {
+HWY_INLINE void score_keys(const float* HWY_RESTRICT queries, int64_t head_dim,
+                           const float* const* key_rows, float* HWY_RESTRICT scores) {
   const FloatTag d;
   const size_t n = hn::Lanes(d);
-  const float* HWY_RESTRICT k0 = key_rows[0];
-  const float* HWY_RESTRICT k1 = key_rows[1];
-  const float* HWY_RESTRICT k2 = key_rows[2];
-  const float* HWY_RESTRICT k3 = key_rows[3];
+  constexpr int kKeys = kBlocking.keys;
+  const auto row_of = [&](int k) { return k < kKeys ? key_rows[k] : key_rows[0]; };
+  const float* k0 = row_of(0);
+  const float* k1 = row_of(1);
+  const float* k2 = row_of(2);
+  const float* k3 = row_of(3);
+  const float* k4 = row_of(4);
+  const float* k5 = row_of(5);
+  const float* k6 = row_of(6);
+  const float* k7 = row_of(7);
   FloatVec s00 = hn::Zero(d), s01 = s00, s02 = s00, s10 = s00, s11 = s00, s12 = s00;
   FloatVec s20 = s00, s21 = s00, s22 = s00, s30 = s00, s31 = s00, s32 = s00;
-#pragma GCC unroll 4
+  FloatVec s40 = s00, s41 = s00, s42 = s00, s50 = s00, s51 = s00, s52 = s00;
+  FloatVec s60 = s00, s61 = s00, s62 = s00, s70 = s00, s71 = s00, s72 = s00;
+#pragma GCC unroll 2
   for (int64_t i = 0; i < head_dim; ++i) {
     const FloatVec q0 = hn::Load(d, queries);
     const FloatVec q1 = kVectors > 1 ? hn::Load(d, queries + n) : q0;
     const FloatVec q2 = kVectors > 2 ? hn::Load(d, queries + 2 * n) : q0;
     queries += kVectors * n;
-    FloatVec k = hn::Set(d, k0[i]);
-    s00 = hn::MulAdd(q0, k, s00);
-    if constexpr (kVectors > 1) s01 = hn::MulAdd(q1, k, s01);
-    if constexpr (kVectors > 2) s02 = hn::MulAdd(q2, k, s02);
-    k = hn::Set(d, k1[i]);
-    s10 = hn::MulAdd(q0, k, s10);
-    if constexpr (kVectors > 1) s11 = hn::MulAdd(q1, k, s11);
-    if constexpr (kVectors > 2) s12 = hn::MulAdd(q2, k, s12);
-    k = hn::Set(d, k2[i]);
-    s20 = hn::MulAdd(q0, k, s20);
-    if constexpr (kVectors > 1) s21 = hn::MulAdd(q1, k, s21);
-    if constexpr (kVectors > 2) s22 = hn::MulAdd(q2, k, s22);
-    k = hn::Set(d, k3[i]);
-    s30 = hn::MulAdd(q0, k, s30);
-    if constexpr (kVectors > 1) s31 = hn::MulAdd(q1, k, s31);
-    if constexpr (kVectors > 2) s32 = hn::MulAdd(q2, k, s32);
+    const auto add = [&](const float* key, FloatVec& a, FloatVec& b, FloatVec& c) HWY_ATTR {
+      const FloatVec k = hn::Set(d, key[i]);
+      a = hn::MulAdd(q0, k, a);
+      if constexpr (kVectors > 1) b = hn::MulAdd(q1, k, b);
+      if constexpr (kVectors > 2) c = hn::MulAdd(q2, k, c);
+    };
+    add(k0, s00, s01, s02);
+    add(k1, s10, s11, s12);
+    add(k2, s20, s21, s22);
+    add(k3, s30, s31, s32);
+    if constexpr (kKeys > 4) {
+      add(k4, s40, s41, s42);
+      add(k5, s50, s51, s52);
+      add(k6, s60, s61, s62);
+      add(k7, s70, s71, s72);
+    }
   }
-  const size_t row = kVectors * n;
-  hn::Store(s00, d, scores);
-  hn::Store(s10, d, scores + row);
-  hn::Store(s20, d, scores + 2 * row);
-  hn::Store(s30, d, scores + 3 * row);
-  if constexpr (kVectors > 1) {
-    hn::Store(s01, d, scores + n);
-    hn::Store(s11, d, scores + row + n);
-    hn::Store(s21, d, scores + 2 * row + n);
-    hn::Store(s31, d, scores + 3 * row + n);
-  }
-  if constexpr (kVectors > 2) {
-    hn::Store(s02, d, scores + 2 * n);
-    hn::Store(s12, d, scores + row + 2 * n);
-    hn::Store(s22, d, scores + 2 * row + 2 * n);
-    hn::Store(s32, d, scores + 3 * row + 2 * n);
+  const auto store = [&](FloatVec a, FloatVec b, FloatVec c) HWY_ATTR {
+    hn::Store(a, d, scores);
+    if constexpr (kVectors > 1) hn::Store(b, d, scores + n);
+    if constexpr (kVectors > 2) hn::Store(c, d, scores + 2 * n);
+    scores += kVectors * n;
+  };
+  store(s00, s01, s02);
+  store(s10, s11, s12);
+  store(s20, s21, s22);
+  store(s30, s31, s32);
+  if constexpr (kKeys > 4) {
+    store(s40, s41, s42);
+    store(s50, s51, s52);
+    store(s60, s61, s62);
+    store(s70, s71, s72);
   }
 }
 
@@ -113,6 +131,11 @@ HWY_INLINE void softmax(float* HWY_RESTRICT scores, int64_t tile_rows, int64_t b
   const FloatTag d;
   const int64_t n = hn::Lanes(d);
   const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const auto weigh = [&](float* HWY_RESTRICT at, FloatVec base, FloatVec& total) HWY_ATTR {
+    const FloatVec w = exp2_nonpositive(d, hn::Sub(hn::Load(d, at), base));
+    hn::Store(w, d, at);
+    total = hn::Add(total, w);
+  };
   for (int64_t r = 0; r < tile_rows; r += n) {
     float* HWY_RESTRICT column = scores + r;
     const FloatVec old_max = hn::Load(d, max + r);
@@ -124,83 +147,79 @@ HWY_INLINE void softmax(float* HWY_RESTRICT scores, int64_t tile_rows, int64_t b
     const FloatVec new_max = hn::Max(m0, m1);
     const FloatVec base = hn::IfThenZeroElse(hn::Eq(new_max, minus_infinity), new_max);
     const FloatVec scale = exp2_nonpositive(d, hn::Sub(old_max, base));
-    // Two sums, of the even and the odd keys of the tile, halve the chain of additions.
-    FloatVec even = hn::Zero(d), odd = hn::Zero(d);
-    for (int64_t k = begin; k < end; k += 2) {
+    // Four sums, of every fourth key of the tile: a fourth of the chain of additions, and what a row whose
+    // keys are in lanes can do as well.
+    FloatVec s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+    for (int64_t k = begin; k < end; k += 4) {
       float* HWY_RESTRICT at = column + k * tile_rows;
-      const FloatVec w0 = exp2_nonpositive(d, hn::Sub(hn::Load(d, at), base));
-      const FloatVec w1 = exp2_nonpositive(d, hn::Sub(hn::Load(d, at + tile_rows), base));
-      hn::Store(w0, d, at);
-      hn::Store(w1, d, at + tile_rows);
-      even = hn::Add(even, w0);
-      odd = hn::Add(odd, w1);
+      weigh(at, base, s0);
+      weigh(at + tile_rows, base, s1);
+      weigh(at + 2 * tile_rows, base, s2);
+      weigh(at + 3 * tile_rows, base, s3);
     }
+    const FloatVec added = hn::Add(hn::Add(s0, s2), hn::Add(s1, s3));
     hn::Store(new_max, d, max + r);
     hn::Store(scale, d, rescale + r);
-    hn::Store(hn::MulAdd(hn::Load(d, sum + r), scale, hn::Add(even, odd)), d, sum + r);
+    hn::Store(hn::MulAdd(hn::Load(d, sum + r), scale, added), d, sum + r);
   }
 }
 
 // acc[row] = acc[row] * rescale[row] + sum over keys [begin, end) of weights[key][row] * values[key], for
-// kRows rows and one block of columns, keys in ascending order.
-template <int kRows>
+// kRows rows and a block of kVectors vectors of columns, keys in ascending order.
+template <int kRows, int kVectors>
 HWY_INLINE void add_values(const float* HWY_RESTRICT weights, int64_t tile_rows,
                            const float* HWY_RESTRICT values, int64_t begin, int64_t end,
                            const float* HWY_RESTRICT rescale, float* HWY_RESTRICT acc,
                            int64_t value_stride) {
   const FloatTag d;
   const size_t n = hn::Lanes(d);
-  const auto scaled = [&](int row, size_t column) HWY_ATTR {
-    return hn::Mul(hn::Set(d, rescale[row]), hn::Load(d, acc + row * value_stride + column));
+  const auto scaled = [&](int row, int vector) HWY_ATTR {
+    if (row >= kRows || vector >= kVectors) return hn::Zero(d);
+    return hn::Mul(hn::Set(d, rescale[row]), hn::Load(d, acc + row * value_stride + vector * n));
   };
-  const FloatVec zero = hn::Zero(d);
-  FloatVec a00 = scaled(0, 0), a01 = scaled(0, n), a10 = zero, a11 = zero, a20 = zero, a21 = zero;
-  FloatVec a30 = zero, a31 = zero, a40 = zero, a41 = zero, a50 = zero, a51 = zero;
-  if constexpr (kRows > 1) a10 = scaled(1, 0), a11 = scaled(1, n);
-  if constexpr (kRows > 2) a20 = scaled(2, 0), a21 = scaled(2, n);
-  if constexpr (kRows > 2) a30 = scaled(3, 0), a31 = scaled(3, n);
-  if constexpr (kRows > 4) a40 = scaled(4, 0), a41 = scaled(4, n);
-  if constexpr (kRows > 4) a50 = scaled(5, 0), a51 = scaled(5, n);
-  values += begin * kValueVectors * n;
+  FloatVec a00 = scaled(0, 0), a01 = scaled(0, 1), a02 = scaled(0, 2), a03 = scaled(0, 3);
+  FloatVec a10 = scaled(1, 0), a11 = scaled(1, 1), a12 = scaled(1, 2), a13 = scaled(1, 3);
+  FloatVec a20 = scaled(2, 0), a21 = scaled(2, 1), a22 = scaled(2, 2), a23 = scaled(2, 3);
+  FloatVec a30 = scaled(3, 0), a31 = scaled(3, 1), a32 = scaled(3, 2), a33 = scaled(3, 3);
+  FloatVec a40 = scaled(4, 0), a41 = scaled(4, 1), a42 = scaled(4, 2), a43 = scaled(4, 3);
+  FloatVec a50 = scaled(5, 0), a51 = scaled(5, 1), a52 = scaled(5, 2), a53 = scaled(5, 3);
+  values += begin * kVectors * n;
   weights += begin * tile_rows;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int64_t k = begin; k < end; ++k) {
-    const FloatVec v0 = hn::Load(d, values), v1 = hn::Load(d, values + n);
-    values += kValueVectors * n;
-    FloatVec w = hn::Set(d, weights[0]);
-    a00 = hn::MulAdd(w, v0, a00);
-    a01 = hn::MulAdd(w, v1, a01);
-    if constexpr (kRows > 1) {
-      w = hn::Set(d, weights[1]);
-      a10 = hn::MulAdd(w, v0, a10);
-      a11 = hn::MulAdd(w, v1, a11);
-    }
-    if constexpr (kRows > 2) {
-      w = hn::Set(d, weights[2]);
-      a20 = hn::MulAdd(w, v0, a20);
-      a21 = hn::MulAdd(w, v1, a21);
-      w = hn::Set(d, weights[3]);
-      a30 = hn::MulAdd(w, v0, a30);
-      a31 = hn::MulAdd(w, v1, a31);
-    }
-    if constexpr (kRows > 4) {
-      w = hn::Set(d, weights[4]);
-      a40 = hn::MulAdd(w, v0, a40);
-      a41 = hn::MulAdd(w, v1, a41);
-      w = hn::Set(d, weights[5]);
-      a50 = hn::MulAdd(w, v0, a50);
-      a51 = hn::MulAdd(w, v1, a51);
-    }
+    const FloatVec v0 = hn::Load(d, values);
+    const FloatVec v1 = kVectors > 1 ? hn::Load(d, values + n) : v0;
+    const FloatVec v2 = kVectors > 2 ? hn::Load(d, values + 2 * n) : v0;
+    const FloatVec v3 = kVectors > 3 ? hn::Load(d, values + 3 * n) : v0;
+    values += kVectors * n;
+    const auto add = [&](int row, FloatVec& a, FloatVec& b, FloatVec& c, FloatVec& e) HWY_ATTR {
+      const FloatVec w = hn::Set(d, weights[row]);
+      a = hn::MulAdd(w, v0, a);
+      if constexpr (kVectors > 1) b = hn::MulAdd(w, v1, b);
+      if constexpr (kVectors > 2) c = hn::MulAdd(w, v2, c);
+      if constexpr (kVectors > 3) e = hn::MulAdd(w, v3, e);
+    };
+    add(0, a00, a01, a02, a03);
+    if constexpr (kRows > 1) add(1, a10, a11, a12, a13);
+    if constexpr (kRows > 2) add(2, a20, a21, a22, a23);
+    if constexpr (kRows > 3) add(3, a30, a31, a32, a33);
+    if constexpr (kRows > 4) add(4, a40, a41, a42, a43);
+    if constexpr (kRows > 5) add(5, a50, a51, a52, a53);
     weights += tile_rows;
   }
-  const auto store = [&](int row, FloatVec first, FloatVec second) HWY_ATTR {
-    hn::Store(first, d, acc + row * value_stride);
-    hn::Store(second, d, acc + row * value_stride + n);
+  const auto store = [&](FloatVec a, FloatVec b, FloatVec c, FloatVec e) HWY_ATTR {
+    hn::Store(a, d, acc);
+    if constexpr (kVectors > 1) hn::Store(b, d, acc + n);
+    if constexpr (kVectors > 2) hn::Store(c, d, acc + 2 * n);
+    if constexpr (kVectors > 3) hn::Store(e, d, acc + 3 * n);
+    acc += value_stride;
   };
-  store(0, a00, a01);
-  if constexpr (kRows > 1) store(1, a10, a11);
-  if constexpr (kRows > 2) store(2, a20, a21), store(3, a30, a31);
-  if constexpr (kRows > 4) store(4, a40, a41), store(5, a50, a51);
+  store(a00, a01, a02, a03);
+  if constexpr (kRows > 1) store(a10, a11, a12, a13);
+  if constexpr (kRows > 2) store(a20, a21, a22, a23);
+  if constexpr (kRows > 3) store(a30, a31, a32, a33);
+  if constexpr (kRows > 4) store(a40, a41, a42, a43);
+  if constexpr (kRows > 5) store(a50, a51, a52, a53);
 }
 
 // The same for one row and keys that the row takes part in only, [begin, end), all columns: where the tile
@@ -210,15 +229,17 @@ HWY_INLINE void add_values_of_row(const float* HWY_RESTRICT weights, int64_t til
                                   float rescale, float* HWY_RESTRICT acc, int64_t value_stride) {
   const FloatTag d;
   const int64_t n = hn::Lanes(d);
-  const int64_t block = kValueVectors * n;
   const FloatVec scale = hn::Set(d, rescale);
-  for (int64_t c = 0; c < value_stride; c += n) {
-    const float* HWY_RESTRICT column = values + c / block * block * kTileKv + c % block;
-    FloatVec a = hn::Mul(scale, hn::Load(d, acc + c));
-    for (int64_t k = begin; k < end; ++k) {
-      a = hn::MulAdd(hn::Set(d, weights[k * tile_rows]), hn::Load(d, column + k * block), a);
+  for (int64_t first = 0, width; first < value_stride; first += width) {
+    width = value_width(value_stride - first, n);
+    for (int64_t c = 0; c < width; c += n) {
+      const float* HWY_RESTRICT column = values + first * kTileKv + c;
+      FloatVec a = hn::Mul(scale, hn::Load(d, acc + first + c));
+      for (int64_t k = begin; k < end; ++k) {
+        a = hn::MulAdd(hn::Set(d, weights[k * tile_rows]), hn::Load(d, column + k * width), a);
+      }
+      hn::Store(a, d, acc + first + c);
     }
-    hn::Store(a, d, acc + c);
   }
 }
 
