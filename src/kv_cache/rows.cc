@@ -1,6 +1,7 @@
 #include "kv_cache/rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -15,11 +16,11 @@ constexpr double kLargestInt8 = 127;
 template <typename To>
 To quantised(double quotient) {
   if constexpr (std::is_same_v<To, int8_t>) {
-    if (std::isnan(quotient)) return 0;
-    // Its last bit weighs 1: adding it rounds to nearest even.
-    constexpr double kAligned = 0x1.8p52;
-    const double clamped = std::min(std::max(quotient, -kLargestInt8), kLargestInt8);
-    return static_cast<int8_t>(clamped + kAligned - kAligned);
+    const double number = quotient == quotient ? quotient : 0;
+    const double clamped = std::min(std::max(number, -kLargestInt8), kLargestInt8);
+    // The last bit of 1.5 * 2^52 weighs 1: adding it rounds to nearest even, and leaves the integer in the
+    // lowest bits, without a branch that would keep the loop from being vectorised.
+    return static_cast<int8_t>(std::bit_cast<uint64_t>(clamped + 0x1.8p52));
   } else {
     return To(quotient);
   }
@@ -52,14 +53,13 @@ constexpr float kLargest<int8_t> = static_cast<float>(kLargestInt8);
 template <typename From, typename To>
 float choose_scale(const void* source, int64_t num_elements) {
   const From* from = static_cast<const From*>(source);
-  float largest = 0;
-  bool all_finite = true;
+  // Magnitudes are ordered as their bits are, infinity and NaN last; integers' maximum vectorises.
+  int32_t bits = 0;
   for (int64_t d = 0; d < num_elements; ++d) {
-    const float magnitude = std::abs(static_cast<float>(from[d]));
-    all_finite &= std::isfinite(magnitude);
-    largest = std::max(largest, magnitude);
+    bits = std::max(bits, std::bit_cast<int32_t>(static_cast<float>(from[d])) & 0x7fffffff);
   }
-  if (!all_finite) return std::numeric_limits<float>::quiet_NaN();
+  const auto largest = std::bit_cast<float>(bits);
+  if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
   if (largest == 0) return 1;
   // A subnormal scale has few bits left, or none: the largest element would saturate.
   return std::max(largest / kLargest<To>, std::numeric_limits<float>::min());
