@@ -51,10 +51,12 @@ class Measurement {
   Accuracy run() {
     for (int64_t s = 0; s < batch_.num_seqs(); ++s) {
       const double largest = largest_value(batch_, s);
+      const double scaling = is_quantised(batch_.key_cache.dtype) ? 1 : 0;
       const double of_sums =
-          3 * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) * largest;
+          (3 + scaling) * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) * largest;
       const double of_scores =
-          0x1p-24 * (4 + std::sqrt(static_cast<double>(batch_.query.shape[2])) / 2) * largest;
+          0x1p-24 * (4 + scaling + std::sqrt(static_cast<double>(batch_.query.shape[2])) / 2) *
+          largest;
       for (int64_t t = batch_.query_start(s); t < batch_.query_start(s + 1); ++t) {
         for (int64_t h = 0; h < batch_.num_q_heads(); ++h) measure_state(t, h, of_sums, of_scores);
       }

@@ -41,6 +41,12 @@ int64_t Batch::offset(const TensorView& cache, int64_t s, int64_t kv_head, int64
          slot(s, position) * cache.strides[2];
 }
 
+double Batch::scale(const TensorView& scale, int64_t s, int64_t kv_head, int64_t position) const {
+  if (!scale.given()) return 1;
+  if (scale.rank == 3) return load(scale, offset(scale, s, kv_head, position));
+  return load(scale, scale.shape[0] == 1 ? 0 : kv_head * scale.strides[0]);
+}
+
 State state_for(const Batch& batch) {
   const int64_t total_tokens = batch.query.shape[0], num_q_heads = batch.query.shape[1];
   const int64_t v_head_dim = batch.value_cache.shape[3];

@@ -52,6 +52,8 @@ struct Batch {
   int64_t slot(int64_t s, int64_t position) const { return (position - kv_start(s)) % page_size(); }
   int64_t physical_page(int64_t s, int64_t position) const;
   int64_t offset(const TensorView& cache, int64_t s, int64_t kv_head, int64_t position) const;
+  // What the elements of key `position` are multiplied by; 1 without scales.
+  double scale(const TensorView& scale, int64_t s, int64_t kv_head, int64_t position) const;
 
  private:
   static int64_t entry(const TensorView& view, int64_t i) {

@@ -1,6 +1,8 @@
 // pagefill bench: how fast the operator is, as a share of what the machine can do.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <array>
 #include <charconv>
 #include <cstdio>
 #include <memory>
@@ -32,12 +34,23 @@ struct BenchArguments {
   bool json = false;
 };
 
-Result<DType> parse_dtype(const char* option, const std::string& text) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+constexpr std::array kDTypes{DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+constexpr std::array kCacheDTypes{DType::kFloat32, DType::kBFloat16,   DType::kFloat16,
+                                  DType::kInt8,    DType::kFloat8E4M3, DType::kFloat8E5M2};
+
+std::string joined(std::span<const DType> dtypes, const char* separator) {
+  std::vector<const char*> names;
+  for (const DType dtype : dtypes) names.push_back(dtype_name(dtype));
+  return fmt::format("{}", fmt::join(names, separator));
+}
+
+Result<DType> parse_dtype(const char* option, const std::string& text,
+                          std::span<const DType> dtypes) {
+  for (const DType dtype : dtypes) {
     if (text == dtype_name(dtype)) return dtype;
   }
   return Status(StatusCode::kInvalidArgument,
-                fmt::format("{}: expected float32, bfloat16 or float16, got \"{}\"", option, text));
+                fmt::format("{}: expected {}, got \"{}\"", option, joined(dtypes, " or "), text));
 }
 
 // "32/8": query heads over KV heads.
@@ -58,11 +71,12 @@ Status parse_heads(const std::string& text, BenchShape& shape) {
 // What --heads and the dtypes say, put into the shape.
 Status finish_shape(BenchArguments& arguments) {
   if (Status status = parse_heads(arguments.heads, arguments.shape); !status.ok()) return status;
-  const Result<DType> dtype = parse_dtype("--dtype", arguments.dtype);
+  const Result<DType> dtype = parse_dtype("--dtype", arguments.dtype, kDTypes);
   if (!dtype.ok()) return dtype.status();
   arguments.shape.dtype = *dtype;
   if (arguments.cache_dtype.empty()) return {};
-  const Result<DType> cache_dtype = parse_dtype("--cache-dtype", arguments.cache_dtype);
+  const Result<DType> cache_dtype =
+      parse_dtype("--cache-dtype", arguments.cache_dtype, kCacheDTypes);
   if (!cache_dtype.ok()) return cache_dtype.status();
   arguments.shape.cache_dtype = *cache_dtype;
   return {};
@@ -176,9 +190,11 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   count("--v-head-dim", s.v_head_dim, "of values (head_dim)");
   count("--page-size", s.page_size, "slots of a page (16)");
   shape->add_option("--dtype", arguments->dtype, "of queries and output (float32)")
-      ->option_text("float32|bfloat16|float16");
-  shape->add_option("--cache-dtype", arguments->cache_dtype, "of keys and values (dtype)")
-      ->option_text("D");
+      ->option_text(joined(kDTypes, "|"));
+  shape
+      ->add_option("--cache-dtype", arguments->cache_dtype,
+                   "of keys and values (dtype); the last three with scales per slot")
+      ->option_text(joined(kCacheDTypes, "|"));
   shape->add_option("--soft-cap", s.soft_cap, "attn_logits_soft_cap (none)")->option_text("X");
   shape->add_option("--window", s.window, "sliding_window (none)")->option_text("W");
   shape->add_flag("--sinks", s.sinks, "a sink for each query head");

@@ -27,15 +27,38 @@ class Noise {
         static_cast<float>((u & 0xffff) + ((u >> 16) & 0xffff) + ((u >> 32) & 0xffff) + (u >> 48));
     return (sum / 65536.0f - 2.0f) * 1.7320508f;  // the variance of the sum is 4 / 12
   }
+  static constexpr float kLargest = 2 * 1.7320508f;
 
  private:
   uint64_t state_;
 };
 
+// The scale that makes the largest noise the largest number of the dtype, as append_kv chooses scales.
+float noise_scale(DType dtype) {
+  switch (dtype) {
+    case DType::kInt8:
+      return Noise::kLargest / 127;
+    case DType::kFloat8E4M3:
+      return Noise::kLargest / float8_e4m3::kLargest;
+    case DType::kFloat8E5M2:
+      return Noise::kLargest / float8_e5m2::kLargest;
+    default:
+      return 1;
+  }
+}
+
 template <typename T>
 void fill(const AlignedMemory& memory, Noise& noise) {
   auto* elements = reinterpret_cast<T*>(memory.data());
-  for (size_t i = 0; i < memory.size() / sizeof(T); ++i) elements[i] = T(noise.normal());
+  const float scale = noise_scale(DTypeOf<T>::value);
+  for (size_t i = 0; i < memory.size() / sizeof(T); ++i) {
+    const float element = noise.normal() / scale;
+    if constexpr (std::is_same_v<T, int8_t>) {
+      elements[i] = static_cast<int8_t>(element);  // rounded to zero: as good as any, and faster
+    } else {
+      elements[i] = T(element);
+    }
+  }
 }
 
 AlignedMemory noisy_memory(DType dtype, int64_t num_elements, Noise& noise) {
@@ -43,6 +66,9 @@ AlignedMemory noisy_memory(DType dtype, int64_t num_elements, Noise& noise) {
   if (dtype == DType::kFloat32) fill<float>(memory, noise);
   if (dtype == DType::kBFloat16) fill<bfloat16>(memory, noise);
   if (dtype == DType::kFloat16) fill<float16>(memory, noise);
+  if (dtype == DType::kInt8) fill<int8_t>(memory, noise);
+  if (dtype == DType::kFloat8E4M3) fill<float8_e4m3>(memory, noise);
+  if (dtype == DType::kFloat8E5M2) fill<float8_e5m2>(memory, noise);
   return memory;
 }
 
@@ -73,6 +99,14 @@ BenchInputs::BenchInputs(const BenchShape& shape)
                   {shape.num_kv_heads, shape.num_pages(), shape.page_size, shape.value_dim()}};
   output_ = {
       output_memory_.data(), shape.dtype, {shape.chunk, shape.num_q_heads, shape.value_dim()}};
+  if (is_quantised(shape.kv_dtype())) {
+    key_scale_.assign(static_cast<size_t>(slots), noise_scale(shape.kv_dtype()));
+    value_scale_ = key_scale_;
+    options_.key_scale = {key_scale_.data(),
+                          {shape.num_kv_heads, shape.num_pages(), shape.page_size}};
+    options_.value_scale = options_.key_scale;
+    options_.value_scale.data = value_scale_.data();
+  }
   options_.attn_logits_soft_cap = shape.soft_cap;
   options_.sliding_window = shape.window;
   if (shape.sinks) {
@@ -97,8 +131,10 @@ Result<size_t> BenchInputs::workspace_size(const Context& context) const {
 double input_bytes(const BenchShape& shape) {
   const auto slots = static_cast<double>(shape.num_pages()) * static_cast<double>(shape.page_size);
   const auto dims = static_cast<double>(shape.head_dim) + static_cast<double>(shape.value_dim());
-  return dims * (slots * static_cast<double>(shape.num_kv_heads) *
-                     static_cast<double>(dtype_size(shape.kv_dtype())) +
+  const double rows = slots * static_cast<double>(shape.num_kv_heads);
+  const double scales = is_quantised(shape.kv_dtype()) ? 2 * rows * sizeof(float) : 0;
+  return scales +
+         dims * (rows * static_cast<double>(dtype_size(shape.kv_dtype())) +
                  static_cast<double>(shape.chunk) * static_cast<double>(shape.num_q_heads) *
                      static_cast<double>(dtype_size(shape.dtype)));
 }

@@ -33,7 +33,7 @@ class AlignedMemory {
 };
 
 // Queries, keys and values are normally distributed, or nearly, with variance 1; the pages lie in random
-// order. Throws std::bad_alloc when there is no such memory.
+// order. A quantised cache has scales per slot. Throws std::bad_alloc when there is no such memory.
 class BenchInputs {
  public:
   explicit BenchInputs(const BenchShape& shape);
@@ -43,7 +43,7 @@ class BenchInputs {
 
  private:
   AlignedMemory query_memory_, key_memory_, value_memory_, output_memory_;
-  std::vector<float> sink_logits_;
+  std::vector<float> sink_logits_, key_scale_, value_scale_;
   std::vector<int32_t> page_indices_;
   int32_t query_starts_[2];
   int32_t context_len_[1];

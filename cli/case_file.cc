@@ -16,7 +16,7 @@ namespace {
 constexpr std::array kCommonNames{"query", "key_cache", "value_cache"};
 constexpr std::array kSequenceNames{"context_len", "page_indices"};
 constexpr std::array kRaggedNames{"query_starts", "context_lens", "page_table"};
-constexpr std::array kOptionalNames{"sinks", "kv_start"};
+constexpr std::array kOptionalNames{"sinks", "kv_start", "key_scale", "value_scale"};
 constexpr std::string_view kExpected = "expected";
 
 Status refused(std::string message) {
@@ -114,6 +114,8 @@ Status take_tensors(Safetensors& file, Case& c) {
   }
   c.sinks = take(file, "sinks");
   c.kv_start = take(file, "kv_start");
+  c.key_scale = take(file, "key_scale");
+  c.value_scale = take(file, "value_scale");
   c.expected_f64 = take(file, "expected_f64");
   c.expected_lse_f64 = take(file, "expected_lse_f64");
   return {};
@@ -123,6 +125,8 @@ AttentionOptions all_options(const Case& c) {
   AttentionOptions options = c.options;
   if (c.sinks) options.sinks = c.sinks->view();
   if (c.kv_start) options.kv_start = c.kv_start->view();
+  if (c.key_scale) options.key_scale = c.key_scale->view();
+  if (c.value_scale) options.value_scale = c.value_scale->view();
   return options;
 }
 

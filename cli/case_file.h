@@ -3,7 +3,7 @@
 //
 //   one sequence   query, key_cache, value_cache, context_len, page_indices
 //   ragged batch   query, key_cache, value_cache, query_starts, context_lens, page_table
-//   either         sinks, kv_start; expected...; metadata softmax_scale, attn_logits_soft_cap,
+//   either         sinks, kv_start, key_scale, value_scale; expected...; metadata softmax_scale, attn_logits_soft_cap,
 //                  sliding_window, mask_value, description
 //
 // Whatever else a file holds is refused by name. Shapes, dtypes and values are left to the library, which
@@ -28,9 +28,9 @@ struct Case {
   Tensor query_starts;  // one sequence: 0 and chunk_size
   Tensor context_lens;  // one sequence: context_len
   Tensor page_table;    // one sequence: page_indices
-  std::optional<Tensor> sinks, kv_start;
+  std::optional<Tensor> sinks, kv_start, key_scale, value_scale;
   std::optional<Tensor> expected_f64, expected_lse_f64;
-  AttentionOptions options;  // without sinks and kv_start; batch() adds them
+  AttentionOptions options;  // without its tensors; batch() adds them
 
   // The general call's arguments, one sequence being the batch of one. The views are good as long as the
   // case stays where it is.

@@ -22,9 +22,10 @@ Score score(const Batch& b, int64_t s, int64_t row, int64_t q_head, int64_t kv_h
   const int64_t k = b.offset(b.key_cache, s, kv_head, key);
   const double scale =
       b.options.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
+  const double key_scale = b.scale(b.options.key_scale, s, kv_head, key);
   double dot = 0, squares = 0;
   for (int64_t d = 0; d < head_dim; ++d) {
-    const double product = load(b.query, q + d) * load(b.key_cache, k + d);
+    const double product = load(b.query, q + d) * (key_scale * load(b.key_cache, k + d));
     dot += product;
     squares += product * product;
   }
@@ -72,7 +73,10 @@ void evaluate_row(const Batch& b, int64_t s, int64_t row, int64_t q_head, RowRes
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     const double w = weight(scores[static_cast<size_t>(j - keys.begin)].value, largest) / sum;
     const int64_t v = b.offset(b.value_cache, s, kv_head, j);
-    for (int64_t d = 0; d < v_head_dim; ++d) result.output[d] += w * load(b.value_cache, v + d);
+    const double value_scale = b.scale(b.options.value_scale, s, kv_head, j);
+    for (int64_t d = 0; d < v_head_dim; ++d) {
+      result.output[d] += w * (value_scale * load(b.value_cache, v + d));
+    }
   }
 }
 
@@ -105,8 +109,9 @@ double largest_value(const Batch& b, int64_t s) {
   for (int64_t kv_head = 0; kv_head < b.num_kv_heads(); ++kv_head) {
     for (int64_t j = keys.begin; j < keys.end; ++j) {
       const int64_t v = b.offset(b.value_cache, s, kv_head, j);
+      const double scale = b.scale(b.options.value_scale, s, kv_head, j);
       for (int64_t d = 0; d < b.value_cache.shape[3]; ++d) {
-        const double value = std::abs(load(b.value_cache, v + d));
+        const double value = std::abs(scale * load(b.value_cache, v + d));
         if (std::isfinite(value)) largest = std::max(largest, value);
       }
     }

@@ -98,7 +98,7 @@ Result<State> attend_at_once(const Batch& batch, const std::vector<Piece>& piece
   return attend(changed, context);
 }
 
-// Token-major caches [pages, page, num_kv_heads, head_dim].
+// Token-major caches [pages, page, num_kv_heads, head_dim], and scales [pages, page, num_kv_heads].
 Result<State> attend_token_major(const Batch& batch, const Context& context) {
   Batch changed = batch;
   std::vector<Tensor> memory;
@@ -110,6 +110,19 @@ Result<State> attend_token_major(const Batch& batch, const Context& context) {
                                {head_dim, slots * heads * head_dim, heads * head_dim, 1});
     copy_tensor(*cache, to);
     *cache = to;
+  }
+  for (TensorView* scale : {&changed.options.key_scale, &changed.options.value_scale}) {
+    if (scale->rank != 3) continue;
+    const auto [heads, pages, slots, unused] = scale->shape;
+    memory.push_back(Tensor::zeros(scale->dtype, {pages, slots, heads}));
+    MutableTensorView to(memory.back().bytes.data(), scale->dtype, {heads, pages, slots, 1},
+                         {1, slots * heads, heads, 1});
+    TensorView from = *scale;  // a cache of one element a slot
+    from.rank = 4;
+    from.shape[3] = from.strides[3] = 1;
+    copy_tensor(from, to);
+    to.rank = 3;
+    *scale = to;
   }
   return attend(changed, context);
 }

@@ -28,7 +28,7 @@ struct Claim {
   OnVariant on_variant;
 };
 
-// Fills every slot that no row attends to with NaN or infinities, every table entry whose page holds no key
+// Fills every slot that no row attends to, and its scales, with NaN or infinities, every table entry whose page holds no key
 // that is attended to with -1 or 2^31 - 1, and the rows of query behind the batch with NaN.
 Result<Proof> prove_unused_memory_is_unread(const Claim& claim);
 

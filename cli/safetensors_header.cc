@@ -20,9 +20,15 @@ struct DTypeName {
   std::string_view name;
 };
 constexpr std::array kDTypeNames{
-    DTypeName{DType::kFloat64, "F64"}, DTypeName{DType::kFloat32, "F32"},
-    DTypeName{DType::kFloat16, "F16"}, DTypeName{DType::kBFloat16, "BF16"},
-    DTypeName{DType::kInt64, "I64"},   DTypeName{DType::kInt32, "I32"},
+    DTypeName{DType::kFloat64, "F64"},
+    DTypeName{DType::kFloat32, "F32"},
+    DTypeName{DType::kFloat16, "F16"},
+    DTypeName{DType::kBFloat16, "BF16"},
+    DTypeName{DType::kInt64, "I64"},
+    DTypeName{DType::kInt32, "I32"},
+    DTypeName{DType::kInt8, "I8"},
+    DTypeName{DType::kFloat8E4M3, "F8_E4M3"},
+    DTypeName{DType::kFloat8E5M2, "F8_E5M2"},
 };
 constexpr std::string_view kMetadataKey = "__metadata__";
 
@@ -143,8 +149,9 @@ Result<SafetensorsEntry> read_entry(const std::string& name, const json& value) 
 
   const std::optional<DType> dtype = read_dtype(value["dtype"]);
   if (!dtype) {
-    return malformed(fmt::format("{}: dtype: expected F64, F32, F16, BF16, I64 or I32, got {}",
-                                 called, excerpt(value["dtype"])));
+    return malformed(fmt::format(
+        "{}: dtype: expected F64, F32, F16, BF16, I64, I32, I8, F8_E4M3 or F8_E5M2, got {}", called,
+        excerpt(value["dtype"])));
   }
   const auto shape = read_integers(value["shape"]);
   if (!shape) {

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 namespace pagefill::cli {
@@ -58,6 +59,12 @@ double load(const TensorView& view, int64_t offset) {
       return static_cast<float>(static_cast<const bfloat16*>(view.data)[offset]);
     case DType::kFloat16:
       return static_cast<float>(static_cast<const float16*>(view.data)[offset]);
+    case DType::kInt8:
+      return static_cast<const int8_t*>(view.data)[offset];
+    case DType::kFloat8E4M3:
+      return static_cast<float>(static_cast<const float8_e4m3*>(view.data)[offset]);
+    case DType::kFloat8E5M2:
+      return static_cast<float>(static_cast<const float8_e5m2*>(view.data)[offset]);
     default:
       return static_cast<const float*>(view.data)[offset];
   }
@@ -70,6 +77,18 @@ void store(const MutableTensorView& view, int64_t offset, float value) {
       break;
     case DType::kFloat16:
       static_cast<float16*>(view.data)[offset] = float16(value);
+      break;
+    case DType::kInt8:
+      static_cast<int8_t*>(view.data)[offset] =
+          std::isnan(value)
+              ? int8_t{-128}
+              : static_cast<int8_t>(std::nearbyint(std::clamp(value, -127.0f, 127.0f)));
+      break;
+    case DType::kFloat8E4M3:
+      static_cast<float8_e4m3*>(view.data)[offset] = float8_e4m3(value);
+      break;
+    case DType::kFloat8E5M2:
+      static_cast<float8_e5m2*>(view.data)[offset] = float8_e5m2(value);
       break;
     default:
       static_cast<float*>(view.data)[offset] = value;

@@ -71,10 +71,11 @@ std::optional<int64_t> tensor_bytes(DType dtype, std::span<const int64_t> shape)
 // "float32 [2, 9, 16, 64]".
 std::string describe(const Tensor& tensor);
 
-// One element of a float32, bfloat16, float16 or float64 tensor.
+// One element of a float64 tensor, or of any dtype that queries and caches have.
 double load(const TensorView& view, int64_t offset);
 
-// One element of a float32, bfloat16 or float16 tensor, rounded to it.
+// One element of any dtype that queries and caches have, rounded to it. int8 has no NaN: a NaN becomes -128,
+// which append_kv never writes.
 void store(const MutableTensorView& view, int64_t offset, float value);
 
 }  // namespace pagefill::cli

@@ -10,9 +10,11 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of a cache, or of its scales per slot.
 void poison_slots(Tensor& cache, const std::vector<bool>& is_used, const Poison& poison) {
   const MutableTensorView view = cache.view();
-  const int64_t num_slots = view.shape[1] * view.shape[2], head_dim = view.shape[3];
+  const int64_t num_slots = view.shape[1] * view.shape[2];
+  const int64_t head_dim = view.rank == 4 ? view.shape[3] : 1;
   for (int64_t kv_head = 0; kv_head < view.shape[0]; ++kv_head) {
     for (int64_t slot = 0; slot < num_slots; ++slot) {
       if (is_used[static_cast<size_t>(slot)]) continue;
@@ -38,6 +40,8 @@ void poison_entries(Tensor& page_table, const Batch& batch, int32_t entry) {
     }
   }
 }
+
+bool is_per_slot(const std::optional<Tensor>& scale) { return scale && scale->shape.size() == 3; }
 
 // A page table [num_seqs, max_pages] with a page for each that holds a key that is attended to, else -1.
 struct Placement {
@@ -86,6 +90,9 @@ Case poisoned(const Case& c, const Poison& poison) {
   Case changed = c;
   poison_slots(changed.key_cache, is_used, poison);
   poison_slots(changed.value_cache, is_used, poison);
+  for (std::optional<Tensor>* scale : {&changed.key_scale, &changed.value_scale}) {
+    if (is_per_slot(*scale)) poison_slots(**scale, is_used, poison);
+  }
   poison_entries(changed.page_table, batch, poison.entry);
   const MutableTensorView query = changed.query.view();
   for (int64_t i = batch.query_start(batch.num_seqs()) * query.strides[0]; i < query.num_elements();
@@ -105,17 +112,24 @@ Case repaged(const Case& c, int64_t page_size) {
     *cache = filled_with_nan(
         cache->dtype, {cache->shape[0], placement.total_num_pages, page_size, cache->shape[3]});
   }
+  for (std::optional<Tensor>* scale : {&changed.key_scale, &changed.value_scale}) {
+    if (!is_per_slot(*scale)) continue;
+    *scale = filled_with_nan(DType::kFloat32,
+                             {(*scale)->shape[0], placement.total_num_pages, page_size});
+  }
   const Batch to = changed.batch();
   for (int64_t s = 0; s < from.num_seqs(); ++s) {
     const KeyRange keys = from.attended_keys(s);
     for (int64_t h = 0; h < from.num_kv_heads(); ++h) {
       for (int64_t j = keys.begin; j < keys.end; ++j) {
-        copy_elements(from.key_cache, from.offset(from.key_cache, s, h, j),
-                      changed.key_cache.view(), to.offset(to.key_cache, s, h, j),
-                      from.key_cache.shape[3]);
-        copy_elements(from.value_cache, from.offset(from.value_cache, s, h, j),
-                      changed.value_cache.view(), to.offset(to.value_cache, s, h, j),
-                      from.value_cache.shape[3]);
+        const auto move = [&](const TensorView& source, Tensor& moved, int64_t count) {
+          copy_elements(source, from.offset(source, s, h, j), moved.view(),
+                        to.offset(moved.view(), s, h, j), count);
+        };
+        move(from.key_cache, changed.key_cache, from.key_cache.shape[3]);
+        move(from.value_cache, changed.value_cache, from.value_cache.shape[3]);
+        if (is_per_slot(c.key_scale)) move(from.options.key_scale, *changed.key_scale, 1);
+        if (is_per_slot(c.value_scale)) move(from.options.value_scale, *changed.value_scale, 1);
       }
     }
   }

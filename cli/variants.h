@@ -24,11 +24,11 @@ inline constexpr std::array kPoisons{
            -std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()},
 };
 
-// Poison in every slot that no row attends to and in every table entry whose page holds no key that is
+// Poison in every slot that no row attends to, its scales included, and in every table entry whose page holds no key that is
 // attended to; NaN in the rows of query behind the batch.
 Case poisoned(const Case& c, const Poison& poison);
 
-// The keys and values that are attended to, in pages of another size, shuffled, among NaN.
+// The keys and values that are attended to, and their scales, in pages of another size, shuffled, among NaN.
 Case repaged(const Case& c, int64_t page_size);
 
 Tensor filled_with_nan(DType dtype, std::vector<int64_t> shape);

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "backend.h"
 #include "checks.h"
 #include "kv_cache/cache_memory.h"
@@ -151,7 +153,7 @@ Status append_kv(const TensorView& keys, const TensorView& values,
 
   const int64_t num_kv_heads = key_cache.shape[0];
   const int64_t bytes = num_tokens * num_kv_heads * (key_cache.shape[3] + value_cache.shape[3]) *
-                        dtype_size(key_cache.dtype);
+                        std::max(dtype_size(keys.dtype), dtype_size(key_cache.dtype));
   return write_heads(context, threads_for_bytes(bytes, where->settings.num_threads), num_kv_heads,
                      [&](Cache cache, int64_t head_begin, int64_t head_end) {
                        transfers[static_cast<int>(cache)].write(batch, head_begin, head_end);

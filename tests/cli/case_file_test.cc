@@ -81,6 +81,31 @@ TEST(CaseFile, EveryTensorOfABatchReachesTheCall) {
   }
 }
 
+TEST(CaseFile, EveryScaleReachesTheCall) {
+  const Context reference{.backend = "reference"};
+  const Result<Case> c = case_from(small_quantised());
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  const Result<State> original = attend(*c, reference);
+  ASSERT_TRUE(original.ok()) << original.status().message();
+  for (const char* name : {"key_scale", "value_scale"}) {
+    Safetensors file = small_quantised();
+    file.tensors.at(name).elements<float>()[1] *= 2;
+    const Result<Case> changed = case_from(std::move(file));
+    const Result<State> state = attend(*changed, reference);
+    ASSERT_TRUE(state.ok()) << state.status().message();
+    EXPECT_NE(state->output, original->output) << name;
+  }
+}
+
+TEST(CaseFile, AScaleOfACacheThatIsNotQuantisedIsRefusedByTheCall) {
+  Safetensors file = small_sequence();
+  file.tensors["value_scale"] = Tensor::zeros(DType::kFloat32, {1});
+  const Result<Case> c = case_from(std::move(file));
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(attend(*c, {}).status().message(),
+            "value_scale: expected none, as value_cache is float32 and not quantised, got [1]");
+}
+
 TEST(CaseFile, MetadataThatIsUnknownIsRefusedByName) {
   EXPECT_EQ(message_with_metadata("softcap", "30"),
             "metadata softcap: expected softmax_scale, attn_logits_soft_cap, sliding_window, "
@@ -139,7 +164,7 @@ TEST(CaseFile, TheNamesOfTheTwoCallsDoNotMix) {
 
 // Shapes and dtypes are the library's to judge, whatever they are.
 TEST(CaseFile, EveryTensorOfEveryWrongShapeAndDtypeIsRefusedByTheCall) {
-  for (const Safetensors& whole : {small_sequence(), small_batch()}) {
+  for (const Safetensors& whole : {small_sequence(), small_batch(), small_quantised()}) {
     for (const auto& [name, tensor] : whole.tensors) {
       std::vector<Tensor> wrong{Tensor::zeros(tensor.dtype, {}), Tensor::zeros(tensor.dtype, {0}),
                                 Tensor::zeros(tensor.dtype, {1, 1, 1, 1, 1, 1}),

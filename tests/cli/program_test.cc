@@ -80,7 +80,7 @@ TEST(Program, InfoSaysWhatIsChosenAndWhy) {
 }
 
 TEST(Run, WritesTheResultOfTheCall) {
-  for (const Safetensors& file : {small_sequence(), small_batch()}) {
+  for (const Safetensors& file : {small_sequence(), small_batch(), small_quantised()}) {
     for (const char* backend : {"auto", "cpu", "reference"}) {
       const TemporaryFolder folder;
       const Finished finished = pagefill({"run", write_case(folder, file), "-o", folder / "out",

@@ -29,7 +29,7 @@ Case case_of(Safetensors file, const std::string& key = "description",
 
 std::vector<Case> cases_of_all_options() {
   std::vector<Case> cases;
-  for (const Safetensors& file : {small_sequence(), small_batch()}) {
+  for (const Safetensors& file : {small_sequence(), small_batch(), small_quantised()}) {
     cases.push_back(case_of(file));
     cases.push_back(case_of(file, "softmax_scale", "2"));
     cases.push_back(case_of(file, "attn_logits_soft_cap", "0.5"));
@@ -70,6 +70,31 @@ TEST(Expected, IsTheMeanOfTheValuesWhereAllScoresAreEqual) {
     EXPECT_NEAR(load(expected.output.view(), (row * 4 + 3) * 16 + 9), mean, 1e-12);
     EXPECT_NEAR(load(expected.lse.view(), row * 4 + 3), std::log(num_keys), 1e-12);
   }
+}
+
+// int8 against the float32 cache that it dequantises to, exactly: scales of powers of two.
+TEST(Expected, IsThatOfTheDequantisedCache) {
+  Safetensors quantised = small_quantised(), dequantised = quantised;
+  for (float& scale : quantised.tensors.at("key_scale").elements<float>()) scale = 0x1p-5f;
+  quantised.tensors.at("value_scale").elements<float>()[0] = 0x1p-4f;
+  quantised.tensors.at("value_scale").elements<float>()[1] = 0x1p-6f;
+  for (const char* name : {"key_cache", "value_cache"}) {
+    const Tensor& stored = quantised.tensors.at(name);
+    Tensor floats = Tensor::zeros(DType::kFloat32, stored.shape);
+    const auto count = static_cast<size_t>(stored.view().num_elements());
+    for (size_t i = 0; i < count; ++i) {
+      const float value_scale = i < count / 2 ? 0x1p-4f : 0x1p-6f;
+      floats.elements<float>()[i] =
+          stored.elements<int8_t>()[i] * (name[0] == 'k' ? 0x1p-5f : value_scale);
+    }
+    dequantised.tensors.at(name) = std::move(floats);
+  }
+  dequantised.tensors.erase("key_scale");
+  dequantised.tensors.erase("value_scale");
+  const Expected a = expected_in_float64(case_of(quantised).batch());
+  const Expected b = expected_in_float64(case_of(dequantised).batch());
+  EXPECT_EQ(a.output, b.output);
+  EXPECT_EQ(a.lse, b.lse);
 }
 
 TEST(Accuracy, AnElementBeyondItsToleranceIsNamed) {
@@ -131,6 +156,24 @@ TEST(Poisoned, ChangesAllThatNoRowAttendsToAndNothingElse) {
   }
 }
 
+// Positions 0 to 10 lie in pages 5, 0 and 2.
+TEST(Poisoned, ChangesTheScalesOfUnusedSlots) {
+  const Case c = case_of(small_quantised());
+  const Case changed = poisoned(c, kPoisons[0]);
+  for (size_t i = 0; i < 48; ++i) {
+    const size_t page = i / 4 % 6, slot = i % 4;
+    const bool used = page == 5 || page == 0 || (page == 2 && slot < 3);
+    const float before = c.key_scale->elements<float>()[i];
+    const float after = changed.key_scale->elements<float>()[i];
+    EXPECT_TRUE(used ? after == before : std::isnan(after)) << page << ", " << slot;
+    for (size_t d = 0; d < 8; ++d) {
+      const int8_t element = changed.key_cache.elements<int8_t>()[i * 8 + d];
+      EXPECT_EQ(element, used ? c.key_cache.elements<int8_t>()[i * 8 + d] : -128);
+    }
+  }
+  EXPECT_EQ(changed.value_scale, c.value_scale) << "of a KV head, and used";
+}
+
 TEST(Repaged, HoldsTheSameKeysInOtherPages) {
   for (const Case& c : cases_of_all_options()) {
     const Batch from = c.batch();
@@ -143,6 +186,8 @@ TEST(Repaged, HoldsTheSameKeysInOtherPages) {
         for (int64_t j = keys.begin; j < keys.end; ++j) {
           EXPECT_EQ(load(from.key_cache, from.offset(from.key_cache, s, 1, j) + 7),
                     load(to.key_cache, to.offset(to.key_cache, s, 1, j) + 7));
+          EXPECT_EQ(from.scale(from.options.key_scale, s, 1, j),
+                    to.scale(to.options.key_scale, s, 1, j));
         }
       }
     }

@@ -32,8 +32,9 @@ Safetensors one_of_each_dtype() {
   Safetensors contents;
   contents.metadata = {{"description", "quotes \" and \\ and \xc3\xa9"}, {"empty", ""}};
   int32_t extent = 1;
-  for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kFloat16, DType::kBFloat16,
-                      DType::kInt64, DType::kInt32}) {
+  for (DType dtype :
+       {DType::kFloat64, DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt64,
+        DType::kInt32, DType::kInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
     Tensor tensor = Tensor::zeros(dtype, {extent, 3});
     for (size_t i = 0; i < tensor.bytes.size(); ++i) tensor.bytes[i] = std::byte(i * 7 + 1);
     contents.tensors.emplace(dtype_name(dtype), std::move(tensor));
@@ -163,10 +164,12 @@ std::vector<Malformed> malformed_files() {
       {"UnknownMember",
        tensor_file(R"({"dtype":"I32","shape":[0],"data_offsets":[0,0],"strides":[1]})"),
        "tensor \"x\": expected dtype, shape and data_offsets, got \"strides\""},
-      {"UnknownDtype", tensor_file(R"({"dtype":"F8_E4M3","shape":[0],"data_offsets":[0,0]})"),
-       "tensor \"x\": dtype: expected F64, F32, F16, BF16, I64 or I32, got \"F8_E4M3\""},
+      {"UnknownDtype", tensor_file(R"({"dtype":"F8_E8M0","shape":[0],"data_offsets":[0,0]})"),
+       "tensor \"x\": dtype: expected F64, F32, F16, BF16, I64, I32, I8, F8_E4M3 or F8_E5M2, got "
+       "\"F8_E8M0\""},
       {"DtypeThatIsANumber", tensor_file(R"({"dtype":32,"shape":[0],"data_offsets":[0,0]})"),
-       "tensor \"x\": dtype: expected F64, F32, F16, BF16, I64 or I32, got 32"},
+       "tensor \"x\": dtype: expected F64, F32, F16, BF16, I64, I32, I8, F8_E4M3 or F8_E5M2, got "
+       "32"},
       {"NegativeExtent", tensor_file(R"({"dtype":"I32","shape":[-1],"data_offsets":[0,0]})"),
        "tensor \"x\": shape: expected integers from 0 to 2^63 - 1, got [-1]"},
       {"FractionalExtent", tensor_file(R"({"dtype":"I32","shape":[1.0],"data_offsets":[0,4]})"),

@@ -31,6 +31,26 @@ Safetensors small_sequence() {
   return file;
 }
 
+Safetensors small_quantised() {
+  Safetensors file = small_sequence();
+  for (const char* name : {"key_cache", "value_cache"}) {
+    const Tensor floats = file.tensors.at(name);
+    Tensor& stored = file.tensors.at(name);
+    stored = Tensor::zeros(DType::kInt8, floats.shape);
+    for (int64_t i = 0; i < floats.view().num_elements(); ++i) {
+      store(stored.view(), i, 40 * floats.elements<float>()[static_cast<size_t>(i)]);
+    }
+  }
+  Tensor key_scale = Tensor::zeros(DType::kFloat32, {2, 6, 4});
+  for (size_t i = 0; i < 48; ++i) {
+    key_scale.elements<float>()[i] = 0.02f + 0.001f * static_cast<float>(i * 7 % 13);
+  }
+  const float value_scale[] = {0.02f, 0.03f};
+  file.tensors["key_scale"] = std::move(key_scale);
+  file.tensors["value_scale"] = Tensor::of<float>({2}, value_scale);
+  return file;
+}
+
 Safetensors small_batch() {
   Safetensors file;
   file.metadata = {{"sliding_window", "2"}, {"softmax_scale", "0.5"}};

@@ -57,6 +57,11 @@ std::vector<std::string> golden_cases() {
 INSTANTIATE_TEST_SUITE_P(Golden, VerifyGolden, ::testing::ValuesIn(golden_cases()),
                          [](const auto& golden) { return golden.param; });
 
+// Of the library's own append_kv; expected_f64 by the formula, in Python.
+INSTANTIATE_TEST_SUITE_P(Quantised, VerifyGolden,
+                         ::testing::Values("quantised/quantised_int8", "quantised/quantised_e4m3"),
+                         [](const auto& golden) { return golden.param.substr(10); });
+
 TEST(Verify, ThereAreGoldenCases) { EXPECT_GE(golden_cases().size(), 12u); }
 
 TEST(Verify, CasesWithoutExpectationsAreJudgedByTheFormula) {
@@ -85,6 +90,16 @@ TEST(Verify, AFalsifiedExpectationFailsEveryLine) {
     EXPECT_NE(finished.out.find("\n" + n + " of " + n + " lines FAILED\n"), std::string::npos)
         << finished.out;
   }
+}
+
+TEST(Verify, AFalsifiedScaleFailsEveryLine) {
+  const TemporaryFolder folder;
+  Result<Safetensors> file =
+      read_safetensors(std::string(PAGEFILL_GOLDEN_DIR) + "/quantised/quantised_e4m3.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status().message();
+  file->tensors.at("value_scale").elements<float>()[0] *= 1.01f;
+  const Finished finished = pagefill({"verify", write_case(folder, *file)});
+  EXPECT_EQ(finished.exit_code, 1) << finished.out << finished.err;
 }
 
 TEST(Verify, AnExpectationOfAnotherShapeIsRefusedByName) {

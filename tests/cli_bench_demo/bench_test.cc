@@ -110,6 +110,17 @@ TEST(Bench, TakesEveryOptionOfTheShape) {
   }
 }
 
+TEST(Bench, TakesEveryDtypeOfTheCache) {
+  for (const std::string dtype :
+       {"float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "float8_e5m2"}) {
+    const json line = json_of(pagefill(tiny_bench({"--json", "--cache-dtype", dtype})));
+    EXPECT_EQ(line["dtype"], "float32");
+    EXPECT_EQ(line["cache_dtype"], dtype);
+    const double bytes = dtype == "float32" ? 4 : dtype.ends_with("16") ? 2 : 1;
+    EXPECT_EQ(line["cache_bytes"], 100.0 * 2 * (32 + 32) * bytes);
+  }
+}
+
 TEST(Bench, PrintsATableWithTheShape) {
   const Finished result = pagefill(tiny_bench({"--soft-cap", "20", "--window", "9"}));
   EXPECT_EQ(result.exit_code, 0) << result.err;
@@ -125,6 +136,7 @@ TEST(Bench, RefusesBadShapesByName) {
   expect_refused({"bench", "--heads", "4/0"}, "--heads");
   expect_refused({"bench", "--head-dim", "12", "--context", "64"}, "head_dim");
   expect_refused({"bench", "--dtype", "float8"}, "float8");
+  expect_refused({"bench", "--dtype", "int8"}, "int8");
   expect_refused({"bench", "--cache-dtype", "int4"}, "int4");
   expect_refused({"bench", "--chunk", "0"}, "--chunk");
   expect_refused({"bench", "--page-size", "many"}, "--page-size");

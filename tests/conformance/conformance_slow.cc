@@ -59,6 +59,33 @@ TEST(ConformanceSlow, QueryFloat16CacheBFloat16) {
 TEST(ConformanceSlow, QueryFloat16CacheFloat16) {
   expect_conformance_of(DType::kFloat16, DType::kFloat16);
 }
+TEST(ConformanceSlow, QueryFloat32CacheInt8) {
+  expect_conformance_of(DType::kFloat32, DType::kInt8);
+}
+TEST(ConformanceSlow, QueryFloat32CacheFloat8E4M3) {
+  expect_conformance_of(DType::kFloat32, DType::kFloat8E4M3);
+}
+TEST(ConformanceSlow, QueryFloat32CacheFloat8E5M2) {
+  expect_conformance_of(DType::kFloat32, DType::kFloat8E5M2);
+}
+TEST(ConformanceSlow, QueryBFloat16CacheInt8) {
+  expect_conformance_of(DType::kBFloat16, DType::kInt8);
+}
+TEST(ConformanceSlow, QueryBFloat16CacheFloat8E4M3) {
+  expect_conformance_of(DType::kBFloat16, DType::kFloat8E4M3);
+}
+TEST(ConformanceSlow, QueryBFloat16CacheFloat8E5M2) {
+  expect_conformance_of(DType::kBFloat16, DType::kFloat8E5M2);
+}
+TEST(ConformanceSlow, QueryFloat16CacheInt8) {
+  expect_conformance_of(DType::kFloat16, DType::kInt8);
+}
+TEST(ConformanceSlow, QueryFloat16CacheFloat8E4M3) {
+  expect_conformance_of(DType::kFloat16, DType::kFloat8E4M3);
+}
+TEST(ConformanceSlow, QueryFloat16CacheFloat8E5M2) {
+  expect_conformance_of(DType::kFloat16, DType::kFloat8E5M2);
+}
 
 }  // namespace
 }  // namespace pagefill::testing

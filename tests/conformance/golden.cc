@@ -1,4 +1,5 @@
-// The cases of tests/golden: ejkernel's inputs, and the operator in float64.
+// The cases of tests/golden: ejkernel's inputs, and the operator in float64; and the same of caches that
+// append_kv has quantised.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,9 +18,9 @@ namespace {
 using cli::Safetensors;
 using cli::Tensor;
 
-std::vector<std::string> golden_files() {
+std::vector<std::string> golden_files(const std::string& folder = PAGEFILL_GOLDEN_DIR) {
   std::vector<std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(PAGEFILL_GOLDEN_DIR)) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
   }
   std::sort(files.begin(), files.end());
@@ -39,10 +40,14 @@ AttentionOptions options_of(const Safetensors& file) {
       EXPECT_EQ(key, "description") << "an option that this test does not know";
     }
   }
+  for (const auto& [name, option] : {std::pair("key_scale", &options.key_scale),
+                                     std::pair("value_scale", &options.value_scale)}) {
+    if (file.tensors.contains(name)) *option = file.tensors.at(name).view();
+  }
   return options;
 }
 
-// The largest value that is not filler: the cases that poison unused slots fill them with NaN.
+// The largest number that is not filler: the cases that poison unused slots fill them with NaN.
 double largest_value(const TensorView& values) {
   double largest = 0;
   for (int64_t i = 0; i < values.num_elements(); ++i) {
@@ -69,7 +74,9 @@ void expect_golden(const Safetensors& file, const Where& where) {
   ASSERT_EQ(report.backend, where.backend);
 
   const int32_t context_len = file.tensors.at("context_len").elements<int32_t>()[0];
-  const double largest = largest_value(view("value_cache"));
+  const AttentionOptions options = options_of(file);
+  const double largest = largest_value(view("value_cache")) *
+                         (options.value_scale.given() ? largest_value(options.value_scale) : 1);
   const auto want = expected.elements<double>();
   for (size_t i = 0; i < want.size(); ++i) {
     const double got = cli::load(output.view(), static_cast<int64_t>(i));
@@ -85,9 +92,7 @@ void expect_golden(const Safetensors& file, const Where& where) {
   }
 }
 
-TEST(Golden, EveryCaseOnEveryTargetIsWithinTheTolerance) {
-  const std::vector<std::string> files = golden_files();
-  ASSERT_GE(files.size(), 12u) << "cases are missing from " << PAGEFILL_GOLDEN_DIR;
+void expect_all_golden(const std::vector<std::string>& files) {
   for (const std::string& path : files) {
     const Result<Safetensors> file = cli::read_safetensors(path);
     ASSERT_TRUE(file.ok()) << file.status().message();
@@ -96,6 +101,18 @@ TEST(Golden, EveryCaseOnEveryTargetIsWithinTheTolerance) {
       expect_golden(*file, where);
     }
   }
+}
+
+TEST(Golden, EveryCaseOnEveryTargetIsWithinTheTolerance) {
+  const std::vector<std::string> files = golden_files();
+  ASSERT_GE(files.size(), 12u) << "cases are missing from " << PAGEFILL_GOLDEN_DIR;
+  expect_all_golden(files);
+}
+
+TEST(Golden, EveryQuantisedCaseOnEveryTargetIsWithinTheTolerance) {
+  const std::vector<std::string> files = golden_files(PAGEFILL_GOLDEN_DIR "/quantised");
+  ASSERT_EQ(files.size(), 2u);
+  expect_all_golden(files);
 }
 
 // What ejkernel itself computes, in query's dtype; it rounds intermediate results to that dtype, so

@@ -8,39 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "support/run.h"
+#include "bad_input.h"
 
 namespace pagefill::testing {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr int64_t kHuge = int64_t{1} << 61;
-
-// A call that could be made, until something is done to it.
-struct Call {
-  Arguments arguments;
-  Context context;
-};
-
-struct BadInput {
-  const char* argument;  // the message begins with it
-  const char* got;       // and says this of what came
-  void (*spoil)(Call& call);
-  StatusCode code = StatusCode::kInvalidArgument;
-};
-
-// Two sequences, 20 @ 150 and 3 @ 40, in pages of 16 (10 and 3 of them), heads 4/2, head_dim 32,
-// float32.
-Problem two_sequences() { return random_problem({.sequences = {{20, 150}, {3, 40}}}); }
-constexpr Chunk kTwoChunks[] = {{0, 0, 20}, {1, 0, 3}};
-
-// Metadata that live as long as the program.
-template <int32_t... kNumbers>
-TensorView numbers() {
-  static const int32_t data[] = {kNumbers...};
-  return data;
-}
 
 TensorView table_with(const Arguments& a, int64_t entry, int32_t page) {
   static std::vector<int32_t> table;
@@ -245,116 +219,10 @@ const BadInput kBadSingleCalls[] = {
      }},
 };
 
-const float kSomeScales[64] = {};
-
-// A call with an int8 cache and scales per slot, [2, 13, 16].
-const BadInput kBadScales[] = {
-    {"key_scale", "[3]",
-     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {3}); }},
-    {"key_scale", "[]",
-     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {}); }},
-    {"key_scale", "[2, 13]", [](Call& c) { c.arguments.options.key_scale.rank = 2; }},
-    {"key_scale", "[2, 13, 15]", [](Call& c) { c.arguments.options.key_scale.shape[2] = 15; }},
-    {"key_scale", "[2, 13, 16, 1]",
-     [](Call& c) {
-       c.arguments.options.key_scale.rank = 4, c.arguments.options.key_scale.shape[3] = 1;
-     }},
-    {"key_scale", "float64",
-     [](Call& c) { c.arguments.options.key_scale.dtype = DType::kFloat64; }},
-    {"key_scale", "null", [](Call& c) { c.arguments.options.key_scale.data = nullptr; }},
-    {"key_scale", "-1", [](Call& c) { c.arguments.options.key_scale.strides[2] = -1; }},
-    {"key_scale", "", [](Call& c) { c.arguments.options.key_scale.strides[1] = kHuge; }},
-    {"key_scale", "",
-     [](Call& c) {
-       c.arguments.options.key_scale.data =
-           static_cast<const char*>(c.arguments.options.key_scale.data) + 2;
-     }},
-    {"key_scale", "CUDA",
-     [](Call& c) {
-       c.arguments.options.key_scale.device = {DeviceType::kCuda, 0};
-     },
-     StatusCode::kUnsupported},
-    {"value_scale", "[1, 13, 16]", [](Call& c) { c.arguments.options.value_scale.shape[0] = 1; }},
-    {"value_scale", "[2, 12, 16]", [](Call& c) { c.arguments.options.value_scale.shape[1] = 12; }},
-    {"value_scale", "int32", [](Call& c) { c.arguments.options.value_scale = numbers<1, 1>(); }},
-    {"value_scale", "null",
-     [](Call& c) { c.arguments.options.value_scale = TensorView(nullptr, DType::kFloat32, {1}); }},
-    {"output", "key_scale",
-     [](Call& c) {
-       c.arguments.output.output.data = const_cast<void*>(c.arguments.options.key_scale.data);
-     }},
-    {"lse", "value_scale",
-     [](Call& c) {
-       c.arguments.output.lse.data = const_cast<void*>(c.arguments.options.value_scale.data);
-     }},
-};
-
-// With a float32 cache.
-const BadInput kScalesOfNothing[] = {
-    {"key_scale", "[1]",
-     [](Call& c) { c.arguments.options.key_scale = TensorView(kSomeScales, {1}); }},
-    {"value_scale", "[2]",
-     [](Call& c) { c.arguments.options.value_scale = TensorView(kSomeScales, {2}); }},
-};
-
-// A copy of what the call would write, to hold against it afterwards.
-std::vector<std::byte> written_memory(const Arguments& a) {
-  std::vector<std::byte> bytes(a.output_memory.data(),
-                               a.output_memory.data() + a.output_memory.size());
-  bytes.insert(bytes.end(), a.lse_memory.data(), a.lse_memory.data() + a.lse_memory.size());
-  return bytes;
-}
-
-void expect_named(const Status& status, const BadInput& bad) {
-  const std::string& message = status.message();
-  ASSERT_FALSE(status.ok()) << bad.argument << ", " << bad.got << ": accepted";
-  EXPECT_EQ(status.code(), bad.code) << message;
-  EXPECT_TRUE(message.starts_with(std::string(bad.argument) + ":"))
-      << bad.argument << ": " << message;
-  EXPECT_NE(message.find("expected"), std::string::npos) << message;
-  const size_t got = message.find("got");
-  ASSERT_NE(got, std::string::npos) << message;
-  EXPECT_NE(message.find(bad.got, got), std::string::npos)
-      << "\"" << bad.got << "\" in: " << message;
-  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-}
-
-Status ragged(const Call& c) {
-  const Arguments& a = c.arguments;
-  return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts, a.context_lens,
-                               a.page_table, a.options, a.output, c.context);
-}
-
 Status single(const Call& c) {
   const Arguments& a = c.arguments;
   return prefill_page_attention(a.query, a.key_cache, a.value_cache, a.context_lens, a.page_table,
                                 a.options, a.output, c.context);
-}
-
-void expect_refused(std::span<const BadInput> table, const Problem& problem = two_sequences()) {
-  for (const Where& where : all_targets()) {
-    for (const BadInput& bad : table) {
-      Call c{lay_out(problem, kTwoChunks, {}), {}};
-      CallReport report{"untouched", "untouched", -1, 99};
-      c.context.backend = where.backend;
-      c.context.num_threads = 2;
-      c.context.report = &report;
-      const std::vector<std::byte> before = written_memory(c.arguments);
-      bad.spoil(c);
-      if (std::string_view(bad.argument) == "workspace" && where.backend == "reference") continue;
-      expect_named(ragged(c), bad);
-      EXPECT_EQ(written_memory(c.arguments), before) << bad.argument << ", " << bad.got;
-      EXPECT_STREQ(report.backend, "untouched");
-
-      const Arguments& a = c.arguments;
-      if (std::string_view(bad.argument) == "workspace")
-        continue;  // its size can be asked without one
-      const Result<size_t> size =
-          attention_workspace_size(a.query, a.key_cache, a.value_cache, a.query_starts,
-                                   a.context_lens, a.page_table, a.options, a.output, c.context);
-      expect_named(size.status(), bad);
-    }
-  }
 }
 
 TEST(Errors, OfTensorsAreNamed) { expect_refused(kBadTensors); }
@@ -362,19 +230,6 @@ TEST(Errors, OfMetadataAreNamed) { expect_refused(kBadMetadata); }
 TEST(Errors, OfOptionsAreNamed) { expect_refused(kBadOptions); }
 TEST(Errors, OfOutputsAreNamed) { expect_refused(kBadOutputs); }
 TEST(Errors, OfTheContextAreNamed) { expect_refused(kBadContexts); }
-
-TEST(Errors, OfScalesAreNamed) {
-  expect_refused(kBadScales,
-                 random_problem({.sequences = {{20, 150}, {3, 40}}, .cache_dtype = DType::kInt8}));
-  expect_refused(kScalesOfNothing);
-}
-
-TEST(Errors, AScaleOfAnUnquantisedCacheIsRefusedInTheseWords) {
-  Call c{lay_out(two_sequences(), kTwoChunks, {}), {}};
-  c.arguments.options.key_scale = TensorView(kSomeScales, {1});
-  EXPECT_EQ(ragged(c).message(),
-            "key_scale: expected none, as key_cache is float32 and not quantised, got [1]");
-}
 
 TEST(Errors, OfTheSingleCallHaveItsOwnNames) {
   const Problem problem = random_problem({.sequences = {{20, 150}}});
