@@ -144,6 +144,7 @@ class FetchAhead {
 template <class Visitor>
 HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange segment,
                                  const Visitor& visitor) {
+  if (segment.empty()) return;
   KvTile tiles[2];
   const int64_t first = round_down(segment.begin, kTileKv);
   gather_tile(p, block, segment, first, tiles[0]);
