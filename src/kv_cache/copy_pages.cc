@@ -55,15 +55,15 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const CopyOptions& options,
                   const Context& context) {
-  const auto& [key_scale, value_scale] = options;
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
-  PAGEFILL_RETURN_IF_ERROR(check_slot_scale("key_scale", key_scale, "key_cache", key_cache));
   PAGEFILL_RETURN_IF_ERROR(
-      check_slot_scale("value_scale", value_scale, "value_cache", value_cache));
+      check_slot_scale("key_scale", options.key_scale, "key_cache", key_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_slot_scale("value_scale", options.value_scale, "value_cache", value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_written({{"key_cache", key_cache},
                                           {"value_cache", value_cache},
-                                          {"key_scale", key_scale},
-                                          {"value_scale", value_scale}},
+                                          {"key_scale", options.key_scale},
+                                          {"value_scale", options.value_scale}},
                                          {}));
   int64_t num_slots = 0;
   for (size_t i = 0; i < copies.size(); ++i) {
@@ -80,7 +80,7 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                      [&](Cache cache, int64_t head_begin, int64_t head_end) {
                        const bool is_key = cache == Cache::kKey;
                        const auto& elements = is_key ? key_cache : value_cache;
-                       const auto& scale = is_key ? key_scale : value_scale;
+                       const auto& scale = is_key ? options.key_scale : options.value_scale;
                        for (const PageCopy& copy : copies) {
                          copy_page(copy, elements, head_begin, head_end);
                          if (scale.given()) copy_page(copy, scale, head_begin, head_end);
