@@ -20,6 +20,7 @@ struct KeyRange {
   int64_t end = 0;
   constexpr bool empty() const { return begin >= end; }
   constexpr int64_t size() const { return empty() ? 0 : end - begin; }
+  friend constexpr bool operator==(const KeyRange&, const KeyRange&) = default;
 };
 
 constexpr KeyRange intersect(KeyRange a, KeyRange b) {

@@ -36,7 +36,8 @@ double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
                        double largest_value);
 
 // The log-sum-exp is the largest score and the log of a sum: 1e-5 relative, and absolute below 1,
-// where the two cancel.
+// where the two cancel. Beyond that it is off by what the scores are off by (score_tolerance with a largest
+// value of 1), which an lse near 0 of large scores does not show.
 double lse_tolerance(double expected);
 
 // One number against another: equal, both NaN, or within the tolerance.

@@ -32,8 +32,11 @@ struct Blocking {
 inline constexpr Blocking kRegisters16{4, 6, 2};  // 12 + 3 + 1 = 16; 12 + 2 + 1 = 15
 inline constexpr Blocking kRegisters32{8, 6, 4};  // 24 + 3 + 1 = 28; 24 + 4 + 1 = 29
 
-// The granule of everything along the keys of a tile.
+// Rows in lanes take the keys of a tile in steps of 8.
 inline constexpr int64_t kKeyStep = 8;
+
+// Up to this many rows, lanes are keys (few_rows-inl.h).
+inline constexpr int64_t kFewRows = 8;
 
 // Row tiles of a block share the staged values and walk the same keys: more of them amortise the staging,
 // fewer keep the block's queries and its accumulators, at most a quarter of the second-level cache each,

@@ -1,7 +1,5 @@
 #include "backends/cpu/cpu_backend.h"
 
-#include <fmt/format.h>
-
 #include <atomic>
 
 #include "backends/cpu/kernel.h"
@@ -25,12 +23,6 @@ class CpuBackend final : public Backend {
 
   Status run(const Problem& problem, const RunSettings& settings,
              CallReport* report) const override {
-    if (is_quantised(problem.key_cache.dtype)) {
-      return Status(StatusCode::kUnsupported,
-                    fmt::format("key_cache: expected float32, bfloat16 or float16 on the cpu "
-                                "backend, got {}",
-                                dtype_name(problem.key_cache.dtype)));
-    }
     const cpu::Kernel& kernel = cpu::find_kernel(settings.target);
     const cpu::Schedule schedule =
         cpu::make_schedule(problem, kernel, settings.num_threads, settings.workspace);

@@ -10,6 +10,7 @@
 #include <hwy/highway.h>
 
 #include "backends/cpu/config.h"
+#include "backends/cpu/few_rows-inl.h"
 #include "backends/cpu/kernel.h"
 #include "backends/cpu/stage-inl.h"
 #include "backends/cpu/targets.h"
@@ -18,8 +19,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace pagefill::cpu {
 namespace HWY_NAMESPACE {
-
-inline constexpr float kLog2E = 1.44269504088896340736f;
 
 // What the queries are multiplied with, so that the scores come out in units of log2(e); with a soft cap,
 // as the argument that tanh_log2 takes.
@@ -55,17 +54,13 @@ inline RowTile row_tile(const Block& block, const Scratch& scratch, int64_t begi
   return tile;
 }
 
-inline bool covers(KeyRange outer, int64_t begin, int64_t end) {
-  return outer.begin <= begin && end <= outer.end;
-}
-
 template <int kVectors>
 HWY_INLINE void score_tile(const Problem& p, const RowTile& tile, int64_t begin, int64_t end,
-                           const Scratch& scratch, NextTile& next) {
+                           const Scratch& scratch, FetchAhead& ahead) {
   const float* queries = scratch.queries + tile.begin * p.head_dim;
   for (int64_t k = begin; k < end; k += kBlocking.keys) {
     score_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k, scratch.scores + k * tile.rows);
-    next.fetch_some();
+    ahead.fetch_some();
   }
 }
 
@@ -74,13 +69,13 @@ HWY_INLINE void score_tile(const Problem& p, const RowTile& tile, int64_t begin,
 template <int kVectors>
 HWY_INLINE void add_columns(const float* values, const RowTile& tile, int64_t num_rows,
                             int64_t begin, int64_t end, int64_t value_stride,
-                            const Scratch& scratch, float* acc, NextTile& next) {
+                            const Scratch& scratch, float* acc, FetchAhead& ahead) {
   int64_t row = 0;
   const auto add = [&]<int kRows>(std::integral_constant<int, kRows>) HWY_ATTR {
     for (; row + kRows <= num_rows; row += kRows) {
       add_values<kRows, kVectors>(scratch.scores + row, tile.rows, values, begin, end,
                                   scratch.rescale + row, acc + row * value_stride, value_stride);
-      next.fetch_some();
+      ahead.fetch_some();
     }
   };
   add(std::integral_constant<int, kBlocking.value_rows>());
@@ -91,25 +86,25 @@ HWY_INLINE void add_columns(const float* values, const RowTile& tile, int64_t nu
 
 inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
                      int64_t lanes, int64_t value_stride, const Scratch& scratch, float* acc,
-                     NextTile& next) {
+                     FetchAhead& ahead) {
   for (int64_t c = 0, width; c < value_stride; c += width) {
     width = value_width(value_stride - c, lanes);
     const float* values = scratch.values + c * kTileKv;
     switch (width / lanes) {
       case 1:
-        add_columns<1>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        add_columns<1>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
         break;
       case 2:
-        add_columns<2>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+        add_columns<2>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
         break;
       case 3:
         if constexpr (kBlocking.value_vectors >= 3) {
-          add_columns<3>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+          add_columns<3>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
         }
         break;
       default:
         if constexpr (kBlocking.value_vectors >= 4) {
-          add_columns<4>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, next);
+          add_columns<4>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
         }
         break;
     }
@@ -127,58 +122,57 @@ inline void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t t
   }
 }
 
-// One row tile against the KV tile at tile_start, whose keys and values are staged.
-inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile,
-                        int64_t tile_start, KeyRange keys, bool values_finite, int64_t lanes,
-                        const Scratch& scratch, const State& state, NextTile& next) {
-  const int64_t begin = round_down(keys.begin - tile_start, kKeyStep);
-  const int64_t end = round_up(keys.end - tile_start, kKeyStep);
+// One row tile against the keys [begin, end) of a KV tile whose keys and values are staged.
+inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile, const KvTile& kv,
+                        int64_t begin, int64_t end, bool values_finite, int64_t lanes,
+                        const Scratch& scratch, const State& state, FetchAhead& ahead) {
   switch (tile.rows / lanes) {
     case 1:
-      score_tile<1>(p, tile, begin, end, scratch, next);
+      score_tile<1>(p, tile, begin, end, scratch, ahead);
       break;
     case 2:
-      score_tile<2>(p, tile, begin, end, scratch, next);
+      score_tile<2>(p, tile, begin, end, scratch, ahead);
       break;
     default:
-      score_tile<3>(p, tile, begin, end, scratch, next);
+      score_tile<3>(p, tile, begin, end, scratch, ahead);
       break;
   }
+  const bool quantised = is_quantised(p.key_cache.dtype);
+  if (quantised) scale_by_key(scratch.scores, tile.rows, begin, end, kv.key_scale);
   if (p.attn_logits_soft_cap) {
     soft_cap_scores(scratch.scores + begin * tile.rows, (end - begin) * tile.rows,
                     *p.attn_logits_soft_cap * kLog2E);
   }
-  if (p.mask.masked_keys_count && !covers(tile.visible, tile_start + begin, tile_start + end)) {
-    select_scores<false>(scratch.scores, tile.rows, tile_start, begin, end,
+  if (p.mask.masked_keys_count && !covers(tile.visible, kv.start + begin, kv.start + end)) {
+    select_scores<false>(scratch.scores, tile.rows, kv.start, begin, end,
                          scratch.visible_begin + tile.begin, scratch.visible_end + tile.begin,
                          p.mask_value * kLog2E);
   }
-  const bool masked = !covers(tile.unmasked, tile_start + begin, tile_start + end);
+  const bool masked = !covers(tile.unmasked, kv.start + begin, kv.start + end);
   if (masked) {
-    select_scores<true>(scratch.scores, tile.rows, tile_start, begin, end,
+    select_scores<true>(scratch.scores, tile.rows, kv.start, begin, end,
                         scratch.attended_begin + tile.begin, scratch.attended_end + tile.begin, 0);
   }
   softmax(scratch.scores, tile.rows, begin, end, state.max + tile.begin, state.sum + tile.begin,
           scratch.rescale);
+  if (quantised) scale_by_key(scratch.scores, tile.rows, begin, end, kv.value_scale);
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t num_rows = std::min(tile.rows, block.num_rows() - tile.begin);
   float* acc = state.acc + tile.begin * value_stride;
   if (masked && !values_finite) {
-    add_tile_row_by_row(tile, num_rows, tile_start, begin, end, value_stride, scratch, acc);
+    add_tile_row_by_row(tile, num_rows, kv.start, begin, end, value_stride, scratch, acc);
   } else {
-    add_tile(tile, num_rows, begin, end, lanes, value_stride, scratch, acc, next);
+    add_tile(tile, num_rows, begin, end, lanes, value_stride, scratch, acc, ahead);
   }
 }
 
 template <class T>
-HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange segment,
-                                  const Scratch& scratch, const State& state) {
+void attend_rows(const Problem& p, const Block& block, KeyRange segment, const Scratch& scratch,
+                 const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t rows = round_up(block.num_rows(), lanes);
-  std::fill_n(state.max, rows, -std::numeric_limits<float>::infinity());
-  std::fill_n(state.sum, rows, 0.0f);
-  std::fill_n(state.acc, rows * value_stride, 0.0f);
+  reset(state, rows, value_stride);
 
   RowTile tiles[kMaxRowTiles];
   int64_t num_tiles = 0;
@@ -186,35 +180,44 @@ HWY_INLINE void attend_segment_of(const Problem& p, const Block& block, KeyRange
     tiles[num_tiles] = row_tile(block, scratch, row, tile_rows(rows - row, lanes));
   }
 
-  // Calls of fetch_some while a KV tile is computed.
   const int64_t steps =
       num_tiles * (kTileKv / kBlocking.keys) +
       rows / kBlocking.value_rows * ceil_div(value_stride, kBlocking.value_vectors * lanes);
-  NextTile next(p, sizeof(T));
-  for (int64_t tile_start = round_down(segment.begin, kTileKv); tile_start < segment.end;
-       tile_start += kTileKv) {
-    const KeyRange keys = intersect(segment, {tile_start, tile_start + kTileKv});
-    stage_keys<T>(p, block, tile_start, keys, scratch);
-    const bool finite = stage_values<T>(p, block, tile_start, keys, value_stride, scratch.values);
-    next.plan(p, block, intersect(segment, {tile_start + kTileKv, tile_start + 2 * kTileKv}),
-              steps);
+  FetchAhead ahead(p, sizeof(T));
+  for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+    ahead.plan(next, steps);
+    stage_keys<T>(p, kv, scratch);
+    const bool finite = stage_values<T>(p, kv, value_stride, scratch.values);
     for (int64_t t = 0; t < num_tiles; ++t) {
-      const KeyRange tile_keys = intersect(keys, tiles[t].attended);
-      if (tile_keys.empty()) continue;
-      attend_tile(p, block, tiles[t], tile_start, tile_keys, finite, lanes, scratch, state, next);
+      const KeyRange keys = intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
+      if (keys.empty()) continue;
+      const int64_t begin = round_down(keys.begin - kv.start, kKeyStep);
+      const int64_t end = round_up(keys.end - kv.start, kKeyStep);
+      attend_tile(p, block, tiles[t], kv, begin, end, finite, lanes, scratch, state, ahead);
     }
-  }
+  });
 }
 
+// The state of the block over one segment's keys.
 inline void attend_segment(const Problem& p, const Block& block, KeyRange segment,
                            const Scratch& scratch, const State& state) {
+  const auto attend = [&]<class T>(T) {
+    if (suits_few_rows<T>(p, block)) return attend_few_rows<T>(p, block, segment, scratch, state);
+    attend_rows<T>(p, block, segment, scratch, state);
+  };
   switch (p.key_cache.dtype) {
     case DType::kBFloat16:
-      return attend_segment_of<bfloat16>(p, block, segment, scratch, state);
+      return attend(bfloat16());
     case DType::kFloat16:
-      return attend_segment_of<float16>(p, block, segment, scratch, state);
+      return attend(float16());
+    case DType::kInt8:
+      return attend(int8_t());
+    case DType::kFloat8E4M3:
+      return attend(float8_e4m3());
+    case DType::kFloat8E5M2:
+      return attend(float8_e5m2());
     default:
-      return attend_segment_of<float>(p, block, segment, scratch, state);
+      return attend(float());
   }
 }
 

@@ -42,11 +42,11 @@ struct Scratch {
   int32_t* attended_end = nullptr;    // [rows]
   int32_t* visible_begin = nullptr;   // [rows]: keys that take part without mask_value
   int32_t* visible_end = nullptr;     // [rows]
-  float* scores = nullptr;            // [kTileKv][tile rows], then the weights
-  float* rescale = nullptr;           // [tile rows]: of the accumulators, for the tile at hand
-  float* keys = nullptr;              // [kTileKv][head_dim], where the cache is not float32
-  const float** key_rows = nullptr;   // [kTileKv]
-  float* values = nullptr;            // blocks of columns, each [kTileKv][columns]
+  float* scores = nullptr;   // [kTileKv][tile rows] (few rows: [rows][kTileKv]), then the weights
+  float* rescale = nullptr;  // [tile rows]: of the accumulators, for the tile at hand
+  float* keys = nullptr;     // [kTileKv][head_dim], where the cache is not float32
+  const float** key_rows = nullptr;  // [kTileKv]
+  float* values = nullptr;           // blocks of columns, each [kTileKv][columns]
   State total;
   State part;
 };

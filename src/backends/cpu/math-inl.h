@@ -20,6 +20,8 @@ using FloatTag = hn::CappedTag<float, 16>;
 using IntTag = hn::RebindToSigned<FloatTag>;
 using FloatVec = hn::Vec<FloatTag>;
 
+inline constexpr float kLog2E = 1.44269504088896340736f;
+
 // (2^f - 1) / f on [-0.5, 0.5]: minimax for 2^f of degree 6 with the constant held at 1. Its own relative
 // error is 2.0e-9; evaluated in float32, 2^f is within 7.9e-8 (1.33 units of 2^-24). Horner on f; targets
 // with FMA round alike.
@@ -83,19 +85,112 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const bfloat16* from) {
   return hn::BitCast(d, hn::ShiftLeft<16>(bits));
 }
 
-// Rebias by multiplying with 2^(127 - 15), which makes subnormals right as well; infinity and NaN get
-// float32's exponent back. Highway 1.0.3 has no conversion that treats all of these alike on all targets.
+// The value of a float16 whose bits are an int32 in [0, 2^16). Rebias by multiplying with 2^(127 - 15), which
+// makes subnormals right as well; infinity and NaN get float32's exponent back. Highway 1.0.3 has no
+// conversion that treats all of these alike on all targets.
 template <class D>
-HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
-  const hn::Rebind<uint16_t, D> d16;
+HWY_INLINE hn::Vec<D> float16_value(D d, hn::Vec<hn::RebindToSigned<D>> bits) {
   const hn::RebindToSigned<D> di;
-  const auto bits = hn::PromoteTo(di, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
   const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(di, 0x8000)));
   const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(di, 0x7fff)));
   const auto rebased = hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f));
   const auto special = hn::Gt(magnitude, hn::Set(di, 0x0f7fffff));
   const auto exponent = hn::And(hn::VecFromMask(di, special), hn::Set(di, 0x7f800000));
   return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(di, rebased), exponent), sign));
+}
+
+// The same for E4M3, rebiased from 7, whose only special is the NaN of all ones. The bits may have anything
+// above the lowest 8.
+template <class D>
+HWY_INLINE hn::Vec<D> float8_e4m3_value(D d, hn::Vec<hn::RebindToSigned<D>> bits) {
+  const hn::RebindToSigned<D> di;
+  const auto sign = hn::ShiftLeft<24>(hn::And(bits, hn::Set(di, 0x80)));
+  const auto magnitude = hn::And(bits, hn::Set(di, 0x7f));
+  const auto rebased = hn::Mul(hn::BitCast(d, hn::ShiftLeft<20>(magnitude)), hn::Set(d, 0x1p120f));
+  const auto special = hn::VecFromMask(di, hn::Eq(magnitude, hn::Set(di, 0x7f)));
+  const auto nan = hn::And(special, hn::Set(di, 0x7fc00000));
+  return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(di, rebased), nan), sign));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToSigned<D> di;
+  return float16_value(d,
+                       hn::PromoteTo(di, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from))));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const int8_t* from) {
+  const hn::Rebind<int8_t, D> d8;
+  const hn::RebindToSigned<D> di;
+  return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, from)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e4m3* from) {
+  const hn::Rebind<uint8_t, D> d8;
+  const hn::RebindToSigned<D> di;
+  return float8_e4m3_value(
+      d, hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from))));
+}
+
+// E5M2 is the upper half of a float16.
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
+  const hn::Rebind<uint8_t, D> d8;
+  const hn::RebindToSigned<D> di;
+  const auto bits = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
+  return float16_value(d, hn::ShiftLeft<8>(bits));
+}
+
+// Element e of each 32-bit unit, as float32.
+HWY_INLINE FloatVec unit_floats(float, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int) {
+  return hn::BitCast(FloatTag(), units);
+}
+
+HWY_INLINE FloatVec unit_floats(bfloat16, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const hn::RebindToUnsigned<FloatTag> du;
+  return hn::BitCast(FloatTag(),
+                     e == 0 ? hn::ShiftLeft<16>(units) : hn::And(units, hn::Set(du, 0xffff0000u)));
+}
+
+HWY_INLINE FloatVec unit_floats(float16, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const hn::RebindToUnsigned<FloatTag> du;
+  const IntTag di;
+  const auto bits = e == 0 ? hn::And(units, hn::Set(du, 0xffffu)) : hn::ShiftRight<16>(units);
+  return float16_value(FloatTag(), hn::BitCast(di, bits));
+}
+
+// Byte e in the highest 8 bits of each unit.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<FloatTag>> byte_on_top(
+    hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  switch (e) {
+    case 0:
+      return hn::ShiftLeft<24>(units);
+    case 1:
+      return hn::ShiftLeft<16>(units);
+    case 2:
+      return hn::ShiftLeft<8>(units);
+    default:
+      return units;
+  }
+}
+
+HWY_INLINE FloatVec unit_floats(int8_t, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const auto top = hn::BitCast(IntTag(), byte_on_top(units, e));
+  return hn::ConvertTo(FloatTag(), hn::ShiftRight<24>(top));
+}
+
+HWY_INLINE FloatVec unit_floats(float8_e4m3, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const auto byte = hn::BitCast(IntTag(), hn::ShiftRight<24>(byte_on_top(units, e)));
+  return float8_e4m3_value(FloatTag(), byte);
+}
+
+HWY_INLINE FloatVec unit_floats(float8_e5m2, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const hn::RebindToUnsigned<FloatTag> du;
+  const auto half = hn::And(hn::ShiftRight<16>(byte_on_top(units, e)), hn::Set(du, 0xff00u));
+  return float16_value(FloatTag(), hn::BitCast(IntTag(), half));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,5 +1,5 @@
-// Between memory of any dtype and layout and the float32 tiles: the only place where pages are gathered
-// and dtypes are known. Compiled once for each target.
+// Between memory of any dtype and layout and the float32 tiles: the only place where pages are gathered.
+// Compiled once for each target.
 #if defined(PAGEFILL_CPU_STAGE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PAGEFILL_CPU_STAGE_INL_H_
 #undef PAGEFILL_CPU_STAGE_INL_H_
@@ -21,17 +21,144 @@ namespace HWY_NAMESPACE {
 // Rows are copied in steps of at most 8 elements, which divide every head dim: no read goes past a row.
 using StepTag = hn::CappedTag<float, 8>;
 
-// Calls visitor(position, element offset of its slot) for each key of the range, in order.
+template <class T>
+inline constexpr bool kIsQuantised = is_quantised(DTypeOf<T>::value);
+
+// Where the keys and values of one KV tile are. Key k stands at position start + k. The keys
+// around [begin, end) have the places of neighbours; their scores are masked.
+struct KvTile {
+  int64_t start;
+  int64_t begin, end;
+  const void* keys[kTileKv];
+  const void* values[kTileKv];
+  float key_scale[kTileKv];  // of quantised caches only
+  float value_scale[kTileKv];
+};
+
+// Calls visitor(k, end, page, slot) for the keys [k, end) of the tile that lie one after another in a
+// physical page, from that slot on.
 template <class Visitor>
-HWY_INLINE void for_each_slot(const Problem& p, const TensorView& cache, const Block& block,
-                              KeyRange keys, const Visitor& visitor) {
-  int64_t position = keys.begin;
-  while (position < keys.end) {
-    const int64_t slot = (position - block.seq.kv_start) % p.page_size;
-    const int64_t end = std::min(keys.end, position + p.page_size - slot);
-    int64_t offset = p.slot_offset(cache, block.sequence, block.seq, block.kv_head, position);
-    for (; position < end; ++position, offset += cache.strides[2]) visitor(position, offset);
+HWY_INLINE void for_each_page(const Problem& p, const Block& block, const KvTile& tile,
+                              const Visitor& visitor) {
+  for (int64_t k = tile.begin, end; k < tile.end; k = end) {
+    const int64_t token = tile.start + k - block.seq.kv_start;
+    const int64_t slot = token % p.page_size;
+    end = std::min(tile.end, k + p.page_size - slot);
+    visitor(k, end, p.physical_page(block.sequence, token / p.page_size), slot);
   }
+}
+
+// Copies the first and last filled elements of an array by key to the rest of the tile.
+template <class T>
+HWY_INLINE void fill_up(const KvTile& tile, T* by_key) {
+  std::fill(by_key, by_key + tile.begin, by_key[tile.begin]);
+  std::fill(by_key + tile.end, by_key + kTileKv, by_key[tile.end - 1]);
+}
+
+inline void gather_rows(const Problem& p, const TensorView& cache, const Block& block,
+                        const KvTile& tile, const void** rows) {
+  const int64_t size = dtype_size(cache.dtype);
+  const char* head = static_cast<const char*>(cache.data) + block.kv_head * cache.strides[0] * size;
+  for_each_page(p, block, tile, [&](int64_t k, int64_t end, int64_t page, int64_t slot) {
+    const char* at = head + (page * cache.strides[1] + slot * cache.strides[2]) * size;
+    for (; k < end; ++k, at += cache.strides[2] * size) rows[k] = at;
+  });
+  fill_up(tile, rows);
+}
+
+inline void gather_scale(const Problem& p, const CacheScale& scale, const Block& block,
+                         const KvTile& tile, float* by_key) {
+  static constexpr float kOne = 1;
+  const bool given = scale.data != nullptr;  // else the strides are 0 as well
+  const float* head = given ? scale.data + block.kv_head * scale.head_stride : &kOne;
+  for_each_page(p, block, tile, [&](int64_t k, int64_t end, int64_t page, int64_t slot) {
+    const float* at = head + page * scale.page_stride + slot * scale.slot_stride;
+    for (; k < end; ++k, at += scale.slot_stride) by_key[k] = *at;
+  });
+  fill_up(tile, by_key);
+}
+
+// The tile at tile_start, as far as it lies in the segment, which is not empty.
+inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, int64_t tile_start,
+                        KvTile& tile) {
+  const KeyRange keys = intersect(segment, {tile_start, tile_start + kTileKv});
+  tile.start = tile_start;
+  tile.begin = keys.begin - tile_start;
+  tile.end = keys.end - tile_start;
+  gather_rows(p, p.key_cache, block, tile, tile.keys);
+  gather_rows(p, p.value_cache, block, tile, tile.values);
+  if (!is_quantised(p.key_cache.dtype)) return;
+  gather_scale(p, p.key_scale, block, tile, tile.key_scale);
+  gather_scale(p, p.value_scale, block, tile, tile.value_scale);
+}
+
+// Asks for the rows of the next KV tile while the present one is computed: a few lines at a time, since a
+// burst of them would fill the core's miss buffers. Without it the staging waits for the third-level
+// cache, 6 % of a prefill's time.
+class FetchAhead {
+ public:
+  FetchAhead(const Problem& p, int64_t element_size)
+      : key_bytes_(p.head_dim * element_size), value_bytes_(p.v_head_dim * element_size) {}
+
+  // All of the tile in `steps` calls of fetch_some.
+  void plan(const KvTile& tile, int64_t steps) {
+    row_ = tile.keys + tile.begin;
+    end_ = tile.keys + tile.end;
+    values_ = tile.values + tile.begin;
+    values_end_ = tile.values + tile.end;
+    row_bytes_ = key_bytes_;
+    at_ = 0;
+    const int64_t bytes = (tile.end - tile.begin) * (key_bytes_ + value_bytes_);
+    bytes_a_step_ = ceil_div(bytes, steps);
+    owed_ = 0;
+  }
+
+  HWY_INLINE void fetch_some() {
+    for (owed_ += bytes_a_step_; owed_ > 0 && row_ != end_; owed_ -= kLine) {
+      __builtin_prefetch(static_cast<const char*>(*row_) + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < row_bytes_) continue;
+      at_ = 0;
+      if (++row_ != end_ || end_ == values_end_) continue;
+      row_ = values_;
+      end_ = values_end_;
+      row_bytes_ = value_bytes_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  int64_t key_bytes_, value_bytes_;  // of a row
+  int64_t bytes_a_step_ = 0;
+  int64_t owed_ = 0;
+  const void* const* row_ = nullptr;  // where to go on
+  const void* const* end_ = nullptr;
+  const void* const* values_ = nullptr;
+  const void* const* values_end_ = nullptr;
+  int64_t row_bytes_ = 0;
+  int64_t at_ = 0;
+};
+
+// Calls visitor(tile, next tile) for each KV tile of the segment; after the last tile comes itself.
+template <class Visitor>
+HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange segment,
+                                 const Visitor& visitor) {
+  if (segment.empty()) return;
+  KvTile tiles[2];
+  const int64_t first = round_down(segment.begin, kTileKv);
+  gather_tile(p, block, segment, first, tiles[0]);
+  for (int64_t start = first, i = 0; start < segment.end; start += kTileKv, i ^= 1) {
+    const bool is_last = start + kTileKv >= segment.end;
+    if (!is_last) gather_tile(p, block, segment, start + kTileKv, tiles[i ^ 1]);
+    visitor(tiles[i], tiles[is_last ? i : i ^ 1]);
+  }
+}
+
+inline void reset(const State& state, int64_t rows, int64_t value_stride) {
+  std::fill_n(state.max, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(state.sum, rows, 0.0f);
+  std::fill_n(state.acc, rows * value_stride, 0.0f);
 }
 
 template <class T>
@@ -73,96 +200,40 @@ inline void zero_values(int64_t value_stride, int64_t k, float* HWY_RESTRICT val
   }
 }
 
-// Values of `keys`, a part of the tile at tile_start, to the tile; rows up to whole key steps become 0.
-// Says whether all are finite.
+// The tile's values to `values`; rows up to whole key steps become 0. Says whether all are finite, their
+// scales included.
 template <class T>
-HWY_INLINE bool stage_values(const Problem& p, const Block& block, int64_t tile_start,
-                             KeyRange keys, int64_t value_stride, float* values) {
-  const T* data = static_cast<const T*>(p.value_cache.data);
+HWY_INLINE bool stage_values(const Problem& p, const KvTile& tile, int64_t value_stride,
+                             float* values) {
   bool finite = true;
-  const auto stage = [&](int64_t position, int64_t offset) HWY_ATTR {
-    finite &= copy_values(data + offset, p.v_head_dim, value_stride, position - tile_start, values);
-  };
-  for_each_slot(p, p.value_cache, block, keys, stage);
-  const int64_t begin = keys.begin - tile_start, end = keys.end - tile_start;
-  for (int64_t k = round_down(begin, kKeyStep); k < begin; ++k)
+  for (int64_t k = tile.begin; k < tile.end; ++k) {
+    const T* row = static_cast<const T*>(tile.values[k]);
+    finite &= copy_values(row, p.v_head_dim, value_stride, k, values);
+    if constexpr (kIsQuantised<T>) finite &= std::isfinite(tile.value_scale[k]);
+  }
+  for (int64_t k = round_down(tile.begin, kKeyStep); k < tile.begin; ++k) {
     zero_values(value_stride, k, values);
-  for (int64_t k = end; k < round_up(end, kKeyStep); ++k) zero_values(value_stride, k, values);
+  }
+  for (int64_t k = tile.end; k < round_up(tile.end, kKeyStep); ++k) {
+    zero_values(value_stride, k, values);
+  }
   return finite;
 }
 
 // Where the float32 key of each key of the tile is: in the cache itself, or converted to `scratch.keys`.
-// Keys up to whole key steps are stood in for by a neighbour; their scores are masked.
 template <class T>
-HWY_INLINE void stage_keys(const Problem& p, const Block& block, int64_t tile_start, KeyRange keys,
-                           const Scratch& scratch) {
-  const T* data = static_cast<const T*>(p.key_cache.data);
-  const float** rows = scratch.key_rows;
-  const auto stage = [&](int64_t position, int64_t offset) HWY_ATTR {
-    const int64_t k = position - tile_start;
+HWY_INLINE void stage_keys(const Problem& p, const KvTile& tile, const Scratch& scratch) {
+  for (int64_t k = round_down(tile.begin, kKeyStep); k < round_up(tile.end, kKeyStep); ++k) {
+    const T* key = static_cast<const T*>(tile.keys[k]);
     if constexpr (std::is_same_v<T, float>) {
-      rows[k] = data + offset;
+      scratch.key_rows[k] = key;
     } else {
       float* row = scratch.keys + k * p.head_dim;
-      copy_row(data + offset, p.head_dim, row);
-      rows[k] = row;
+      copy_row(key, p.head_dim, row);
+      scratch.key_rows[k] = row;
     }
-  };
-  for_each_slot(p, p.key_cache, block, keys, stage);
-  const int64_t begin = keys.begin - tile_start, end = keys.end - tile_start;
-  for (int64_t k = round_down(begin, kKeyStep); k < begin; ++k) rows[k] = rows[begin];
-  for (int64_t k = end; k < round_up(end, kKeyStep); ++k) rows[k] = rows[end - 1];
+  }
 }
-
-// The rows of the next KV tile, asked for into the second-level cache while the present one is computed:
-// a few lines for each step of keys, since a burst of them would fill the core's miss buffers. Without it
-// the staging waits for the third-level cache, 6 % of a prefill's time.
-class NextTile {
- public:
-  NextTile(const Problem& p, int64_t element_size)
-      : lengths_{p.head_dim * element_size, p.v_head_dim * element_size} {}
-
-  // The rows of `keys`, to be fetched in `steps` equal steps.
-  void plan(const Problem& p, const Block& block, KeyRange keys, int64_t steps) {
-    num_rows_ = 0;
-    row_ = 0;
-    at_ = 0;
-    add_rows(p, p.key_cache, block, keys, lengths_[0]);
-    add_rows(p, p.value_cache, block, keys, lengths_[1]);
-    const int64_t lines = ceil_div(keys.size() * (lengths_[0] + lengths_[1]), kLine);
-    lines_a_step_ = ceil_div(lines, steps);
-  }
-
-  HWY_INLINE void fetch_some() {
-    for (int64_t i = 0; i < lines_a_step_ && row_ < num_rows_; ++i) {
-      __builtin_prefetch(rows_[row_] + at_, 0, 2);
-      at_ += kLine;
-      if (at_ >= lengths_[row_ * 2 >= num_rows_]) {
-        at_ = 0;
-        ++row_;
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-
-  void add_rows(const Problem& p, const TensorView& cache, const Block& block, KeyRange keys,
-                int64_t length) {
-    const char* data = static_cast<const char*>(cache.data);
-    const int64_t element_size = length / (&cache == &p.key_cache ? p.head_dim : p.v_head_dim);
-    for_each_slot(p, cache, block, keys, [&](int64_t, int64_t offset) {
-      rows_[num_rows_++] = data + offset * element_size;
-    });
-  }
-
-  const char* rows_[2 * kTileKv];  // keys, then values
-  int64_t lengths_[2];             // bytes of a row of keys, of values
-  int64_t num_rows_ = 0;
-  int64_t lines_a_step_ = 0;
-  int64_t row_ = 0;  // where to go on
-  int64_t at_ = 0;
-};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace pagefill::cpu

@@ -28,6 +28,10 @@ constexpr int64_t value_width(int64_t columns_left, int64_t lanes) {
   return lanes * ceil_div(vectors, ceil_div(vectors, int64_t{kBlocking.value_vectors}));
 }
 
+inline bool covers(KeyRange outer, int64_t begin, int64_t end) {
+  return outer.begin <= begin && end <= outer.end;
+}
+
 // scores[k][row] = dot(queries[.][row], keys[k][.]) for a step of keys, summed from d = 0 upwards: the
 // order of every row. The accumulators have names because SVE vectors cannot be in arrays.
 template <int kVectors>
@@ -97,6 +101,20 @@ HWY_INLINE void soft_cap_scores(float* HWY_RESTRICT scores, int64_t count, float
   const int64_t n = hn::Lanes(d);
   for (int64_t i = 0; i < count; i += n) {
     hn::Store(hn::Mul(cap, tanh_log2(d, hn::Load(d, scores + i))), d, scores + i);
+  }
+}
+
+// Each key's scores, or its weights, times the scale of the key, or of the value.
+HWY_INLINE void scale_by_key(float* HWY_RESTRICT scores, int64_t tile_rows, int64_t begin,
+                             int64_t end, const float* scale) {
+  const FloatTag d;
+  const int64_t n = hn::Lanes(d);
+  for (int64_t k = begin; k < end; ++k) {
+    const FloatVec s = hn::Set(d, scale[k]);
+    for (int64_t r = 0; r < tile_rows; r += n) {
+      float* at = scores + k * tile_rows + r;
+      hn::Store(hn::Mul(hn::Load(d, at), s), d, at);
+    }
   }
 }
 
