@@ -68,9 +68,9 @@ int main(int argc, char** argv) {
   pagefill_call_report report = pagefill_call_report_init();
   a.context.executor = &executor;
   a.context.report = &report;
-  check(pagefill_attention_workspace_size(
-      &a.query, &a.key_cache, &a.value_cache, &a.query_starts, &a.context_lens, &a.page_table,
-      nullptr, &a.output, nullptr, &a.context, &a.context.workspace_size));
+  check(pagefill_attention_workspace_size(&a.query, &a.key_cache, &a.value_cache, &a.query_starts,
+                                          &a.context_lens, &a.page_table, nullptr, &a.output,
+                                          nullptr, &a.context, &a.context.workspace_size));
   struct alignas(PAGEFILL_WORKSPACE_ALIGNMENT) Line {
     unsigned char bytes[PAGEFILL_WORKSPACE_ALIGNMENT];
   };
