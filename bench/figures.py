@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, StrMethodFormatter  # noqa: E402
 
 from .peers import PEERS  # noqa: E402
 from .results import Result, Run  # noqa: E402
@@ -112,6 +113,8 @@ def times(run: Run, dtypes: str, title: str, path: Path) -> str | None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(contexts, [f"{context // 1024}k" for context in contexts])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()
         axes.set_xlabel(f"context, tokens ({results[0].shape.chunk} queries)")
         axes.set_ylabel("seconds")

@@ -159,7 +159,8 @@ def summary(where: list[str]) -> list[str]:
     if len(where) <= 2:
         return where
     names = dict.fromkeys(text.rpartition(": ")[2] for text in where)
-    return [f"{name} ({sum(t.endswith(': ' + name) for t in where)} shapes)" for name in names]
+    counts = {name: sum(text.endswith(f": {name}") for text in where) for name in names}
+    return [f"{name} ({count} shape{'s' if count > 1 else ''})" for name, count in counts.items()]
 
 
 def one_token_section(path: Path | None) -> str:
