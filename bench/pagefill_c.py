@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 
 import numpy as np
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
+OK, UNSUPPORTED = 0, 2
 MAX_RANK = 4
 MAX_DTYPES = 16  # more than there are: unknown numbers have names with spaces
 WORKSPACE_ALIGNMENT = 64
@@ -26,6 +27,23 @@ class Tensor(ctypes.Structure):
         ("rank", c_int32),
         ("shape", c_int64 * MAX_RANK),
         ("strides", c_int64 * MAX_RANK),
+    ]
+
+
+class AttentionOptions(ctypes.Structure):
+    """pagefill_attention_options."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint32),
+        ("softmax_scale", c_float),
+        ("attn_logits_soft_cap", c_float),
+        ("mask_value", c_float),
+        ("sliding_window", c_int64),
+        ("sinks", POINTER(Tensor)),
+        ("kv_start", POINTER(Tensor)),
+        ("key_scale", POINTER(Tensor)),
+        ("value_scale", POINTER(Tensor)),
     ]
 
 
@@ -57,7 +75,11 @@ class Context(ctypes.Structure):
 
 
 class PagefillError(RuntimeError):
-    """A call that pagefill refused, with its message."""
+    """A call that failed, with pagefill's message."""
+
+
+class PagefillUnsupported(PagefillError):
+    """PAGEFILL_UNSUPPORTED: understood, but this build or backend does not do it."""
 
 
 class Library:
@@ -83,8 +105,10 @@ class Library:
         return view
 
     def check(self, status: int) -> None:
-        if status != 0:
-            raise PagefillError(self._library.pagefill_last_error_message().decode())
+        if status == OK:
+            return
+        error = PagefillUnsupported if status == UNSUPPORTED else PagefillError
+        raise error(self._library.pagefill_last_error_message().decode())
 
     def ragged_page_attention(self, arguments: list, context: Context) -> None:
         """arguments: pointers to the tensors and options up to lse, in the header's order."""
