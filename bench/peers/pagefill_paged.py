@@ -21,8 +21,8 @@ PAGE_SIZE = 16
 
 
 def _quantised(cache: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8, and a scale for each slot: [num_kv_heads, total_num_pages, page_size]."""
-    scale = np.abs(cache).max(axis=-1) / 127
+    """int8, and a scale for each slot: [num_kv_heads, total_num_pages, page_size]; slots may be empty."""
+    scale = np.maximum(np.abs(cache).max(axis=-1) / 127, np.finfo(np.float32).tiny)
     return np.rint(cache / scale[..., None]).astype(np.int8), scale
 
 
@@ -55,8 +55,9 @@ def prepare(inputs: Inputs, threads: int) -> Call:
     context = Context(struct_size=ctypes.sizeof(Context), num_threads=threads)
     size = library.attention_workspace_size(arguments, context)
     memory = np.empty(size + WORKSPACE_ALIGNMENT, np.uint8)
-    context.workspace = memory.ctypes.data + -memory.ctypes.data % WORKSPACE_ALIGNMENT
-    context.workspace_size = size
+    if size > 0:  # the reference backend needs none
+        context.workspace = memory.ctypes.data + -memory.ctypes.data % WORKSPACE_ALIGNMENT
+        context.workspace_size = size
     context.report = ctypes.pointer(report)
     pointed_to = (arrays, scales, memory)
 
