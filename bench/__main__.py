@@ -28,6 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="numbers of threads, one after another (1, and all cores)",
     )
+    parser.add_argument("--rounds", type=int, metavar="N", help="of turns (9; quick: 3)")
     parser.add_argument("--only", nargs="+", metavar="SHAPE", help=", ".join(names))
     parser.add_argument(
         "--peers", nargs="+", metavar="PEER", help=", ".join(f'"{p.name}"' for p in PEERS[1:])
@@ -54,6 +55,8 @@ def main() -> None:
     partial = arguments.quick or arguments.only or arguments.peers
     folder = arguments.output or (BUILD / "report" if partial else HERE)
     passed = ["--quick"] if arguments.quick else []
+    if arguments.rounds:
+        passed += ["--rounds", str(arguments.rounds)]
     for option in ("only", "peers"):
         if getattr(arguments, option):
             passed += [f"--{option}", *getattr(arguments, option)]

@@ -108,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", nargs="+", metavar="SHAPE")
     parser.add_argument("--peers", nargs="+", metavar="PEER")
     return parser.parse_args()
@@ -116,7 +117,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     restrict_to_cores(arguments.threads)
-    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     seconds = QUICK_SECONDS if arguments.quick else SECONDS
     run = {
         "threads": arguments.threads,
