@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,8 @@ def describe_machine() -> dict[str, str]:
 
 
 def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return "unknown"
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from collections import defaultdict
@@ -79,13 +78,14 @@ def build_stand_in(library: str, symbols: dict[str, str], folder: Path) -> None:
 
 def main() -> None:
     libraries = sorted(TORCH.glob("*.so"))
+    if not libraries:  # the report says so
+        return
     symbols = needed_symbols(libraries)
     STAND_INS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for library in sorted(needed_libraries(libraries)):
             if not (STAND_INS / library).exists():
                 build_stand_in(library, symbols.get(library, {}), Path(folder))
-    run(sys.executable, "-c", "import torch")
 
 
 if __name__ == "__main__":
