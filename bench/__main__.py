@@ -50,6 +50,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def run(command: list, **options: object) -> None:
+    """Ends this program with the command's code where that fails; the command has said why."""
+    code = subprocess.run(command, check=False, **options).returncode
+    if code != 0:
+        sys.exit(code)
+
+
 def main() -> None:
     arguments = parse_arguments()
     partial = arguments.quick or arguments.only or arguments.peers
@@ -65,12 +72,12 @@ def main() -> None:
     for threads in arguments.threads:
         results.append(BUILD / f"threads-{threads}.json")
         measure = [sys.executable, "-m", "bench.measure", "--threads", str(threads)]
-        subprocess.run([*measure, "--output", results[-1], *passed], check=True)
+        run([*measure, "--output", results[-1], *passed])
     one_token = BUILD / "one-token.txt"
     with one_token.open("w") as lines:
-        subprocess.run([HERE / "one_token.sh"], check=True, stdout=lines)
-    report = [sys.executable, "-m", "bench.report", folder, *results, "--one-token", one_token]
-    subprocess.run(report, check=True)
+        run([HERE / "one_token.sh"], stdout=lines)
+    report = [sys.executable, "-m", "bench.report", folder, *results]
+    run([*report, "--one-token", one_token])
 
 
 if __name__ == "__main__":

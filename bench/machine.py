@@ -71,6 +71,12 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
+def waited_seconds() -> float:
+    """How long the threads of this process were ready and had no core, since they began."""
+    delays = (path.read_text().split()[1] for path in Path("/proc/self/task").glob("*/schedstat"))
+    return sum(map(int, delays)) * 1e-9
+
+
 def measure_peaks(threads: int) -> tuple[float, float]:
     """float32 operations and bytes read a second: what `pagefill bench` finds that the machine can do."""
     command = [BUILD / "pagefill", "bench", "--json", "--chunk", "1", "--context", "64"]

@@ -11,12 +11,13 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import shapes
 from .inputs import Inputs
-from .machine import describe_machine, describe_versions, measure_peaks
+from .machine import describe_machine, describe_versions, measure_peaks, waited_seconds
 from .peers import PAGEFILL, PEERS, Call, Peer, Unsupported
 from .reference import Error, Reference
 from .shapes import Dtypes, Shape
@@ -81,13 +82,16 @@ class Comparison:
 
     def measure(self, rounds: int, seconds: float, flush: Flush) -> dict:
         peaks = [measure_peaks(self.threads)]
+        start, waited = time.perf_counter(), waited_seconds()
         times = take_turns(self.calls, rounds, seconds, flush if self.shape.is_decode else None)
+        waited = (waited_seconds() - waited) / (time.perf_counter() - start) / self.threads
         peaks.append(measure_peaks(self.threads))
         for record in self.records:
             record["seconds"] = times.get(record["peer"], [])
         return {
             "shape": vars(self.shape),
             "dtypes": self.dtypes.name,
+            "waited_share": waited,
             "peak_flops": max(flops for flops, _ in peaks),
             "peak_bandwidth": max(bandwidth for _, bandwidth in peaks),
             "peers": self.records,

@@ -10,6 +10,7 @@ from .peers import PEERS
 from .results import Result, Run, load
 
 TARGET_PREFILL, TARGET_DECODE = 1.1, 1.8  # times the best peer
+QUIET = 0.03  # of the time that threads may wait for a core; the system's own work needs some
 
 INTRODUCTION = """\
 # pagefill beside its peers
@@ -84,6 +85,7 @@ def run_section(run: Run, folder: Path) -> str:
         f"## {threads_text(run.threads).capitalize()}\n",
         f"float32 peak {min(peaks):.1f} to {max(peaks):.1f} GFLOP/s, read bandwidth "
         f"{min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s over the shapes.\n",
+        noise_text(run),
     ]
     for dtypes in shapes.STANDARD_DTYPES:
         standard = run.part("standard", dtypes.name)
@@ -110,6 +112,17 @@ def run_section(run: Run, folder: Path) -> str:
         path = folder / "figures" / f"context-{dtypes.name}-{run.threads}.svg"
         parts.append(image(title, figures.times(run, dtypes.name, title, path)))
     return "\n".join(part for part in parts if part)
+
+
+def noise_text(run: Run) -> str:
+    """Says so where other work on the machine took the cores."""
+    noisy = [result.waited_share for result in run.results if result.waited_share > QUIET]
+    if not noisy:
+        return ""
+    return (
+        f"**The machine was not quiet**: in {len(noisy)} of {len(run.results)} comparisons the "
+        f"threads had to wait for a core, up to {max(noisy):.0%} of the time. Run it again.\n"
+    )
 
 
 def image(title: str, name: str | None) -> str:

@@ -36,6 +36,7 @@ class Result:
     part: str
     shape: Shape
     dtypes: Dtypes
+    waited_share: float  # of the time, that threads were ready and had no core
     peak_flops: float
     peak_bandwidth: float
     peers: dict[str, PeerResult]
@@ -88,6 +89,7 @@ def load(path: Path) -> Run:
             part=result["part"],
             shape=Shape(**result["shape"]),
             dtypes=DTYPES[result["dtypes"]],
+            waited_share=result["waited_share"],
             peak_flops=result["peak_flops"],
             peak_bandwidth=result["peak_bandwidth"],
             peers={peer["peer"]: PeerResult(**peer) for peer in result["peers"]},
