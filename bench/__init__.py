@@ -1,0 +1,1 @@
+"""pagefill beside its peers: the same inputs, one run, in turns. See bench/README.md."""
