@@ -40,8 +40,9 @@ double distance(DType dtype, double got, double expected) {
 
 class Measurement {
  public:
-  Measurement(const Batch& batch, const State& state, const Expected& expected)
+  Measurement(const Batch& batch, const State& state, const Expected& expected, double of_weights)
       : batch_(batch),
+        of_weights_(of_weights),
         output_(state.output.view()),
         lse_(state.lse.view()),
         expected_output_(expected.output.view()),
@@ -52,8 +53,9 @@ class Measurement {
     for (int64_t s = 0; s < batch_.num_seqs(); ++s) {
       const double largest = largest_value(batch_, s);
       const double scaling = is_quantised(batch_.key_cache.dtype) ? 1 : 0;
-      const double of_sums =
-          (3 + scaling) * 0x1p-24 * std::sqrt(static_cast<double>(batch_.context_len(s))) * largest;
+      const double of_sums = (3 + scaling) * 0x1p-24 *
+                                 std::sqrt(static_cast<double>(batch_.context_len(s))) * largest +
+                             of_weights_ * largest;
       const double of_scores =
           0x1p-24 * (4 + scaling + std::sqrt(static_cast<double>(batch_.query.shape[2])) / 2) *
           largest;
@@ -107,6 +109,7 @@ class Measurement {
   }
 
   const Batch& batch_;
+  const double of_weights_;  // of the largest value
   const TensorView output_, lse_, expected_output_, expected_lse_, score_size_;
   double worst_share_ = -1;  // of its tolerance
   Accuracy accuracy_;
@@ -114,8 +117,11 @@ class Measurement {
 
 }  // namespace
 
-Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected) {
-  return Measurement(batch, state, expected).run();
+Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected,
+                          bool bfloat16_weights) {
+  const bool rounds = bfloat16_weights && batch.query.dtype == DType::kBFloat16 &&
+                      batch.key_cache.dtype == DType::kBFloat16;
+  return Measurement(batch, state, expected, rounds ? 0x1p-8 : 0).run();
 }
 
 }  // namespace pagefill::cli

@@ -25,6 +25,8 @@ inline constexpr double kLseTolerance = 1e-5;
 // error of its score, a walk of head_dim additions and about four roundings more, and a context of a few
 // keys does not hide that. With a quantised cache the expectation is that of the dequantised one, which is
 // exact; a scale is one rounding more, of a score and of a weighted value: 4 and 5 in place of 3 and 4.
-Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected);
+// Weights that the target rounds to bfloat16 (TargetInfo::bfloat16_weights) add 2^-8 of the largest value.
+Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected,
+                          bool bfloat16_weights = false);
 
 }  // namespace pagefill::cli

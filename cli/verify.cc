@@ -21,6 +21,7 @@ namespace {
 struct Candidate {
   std::string backend;
   std::string target;
+  bool bfloat16_weights = false;
 
   std::string name() const { return target.empty() ? backend : backend + " " + target; }
 
@@ -38,7 +39,8 @@ std::vector<Candidate> available_candidates() {
     if (!backend.available) continue;
     if (backend.targets.empty()) candidates.push_back({backend.name, ""});
     for (const TargetInfo& target : backend.targets) {
-      if (target.available) candidates.push_back({backend.name, target.name});
+      if (target.available)
+        candidates.push_back({backend.name, target.name, target.bfloat16_weights});
     }
   }
   return candidates;
@@ -69,7 +71,7 @@ Result<Outcome> examine(const Case& c, const Expected& expected, const Candidate
       (!candidate.target.empty() && report.target != candidate.target)) {
     outcome.wrong_code_ran = fmt::format("{} {} ran instead", report.backend, report.target);
   }
-  outcome.accuracy = measure_accuracy(c.batch(), *state, expected);
+  outcome.accuracy = measure_accuracy(c.batch(), *state, expected, candidate.bfloat16_weights);
   const Claim claim{c, *state, context, on_variant};
   Result<Proof> unused_memory = prove_unused_memory_is_unread(claim);
   if (!unused_memory.ok()) return unused_memory.status();

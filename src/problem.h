@@ -17,6 +17,8 @@ struct CacheScale {
   int64_t slot_stride = 0;
 };
 
+inline constexpr int64_t kMaxHeadDim = 512;  // of keys and of values
+
 // Every pointer, stride and table entry in here is good. The batch of one is a batch like any other.
 struct Problem {
   TensorView query;          // [total_tokens, num_q_heads, head_dim]

@@ -60,7 +60,6 @@ Status check_pages(const TensorView& page_table, int64_t s, const SequenceGeomet
                    KeyRange range, int64_t page_size, int64_t total_num_pages,
                    const BatchNames& names);
 
-inline constexpr int64_t kMaxHeadDim = 512;
 inline constexpr int64_t kHeadDimMultiple = 8;
 
 }  // namespace pagefill

@@ -15,6 +15,10 @@ struct TargetInfo {
   std::string name;         // as PAGEFILL_CPU_TARGET takes it
   std::string description;  // one line
   bool available = false;   // this machine has it
+  // Where query and cache are bfloat16: products of bfloat16 pairs, for which each weight of the softmax is
+  // rounded to bfloat16 as well. That moves an output by at most 2^-8 of its head's largest value. The
+  // processor's instructions for them take denormals as 0.
+  bool bfloat16_weights = false;
 };
 
 struct BackendInfo {

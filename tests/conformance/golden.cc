@@ -81,7 +81,8 @@ void expect_golden(const Safetensors& file, const Where& where) {
   for (size_t i = 0; i < want.size(); ++i) {
     const double got = cli::load(output.view(), static_cast<int64_t>(i));
     const double tolerance =
-        output_tolerance(output.dtype, view("key_cache").dtype, want[i], context_len, largest);
+        output_tolerance(output.dtype, view("key_cache").dtype, want[i], context_len, largest) +
+        weight_tolerance(report, output.dtype, view("key_cache").dtype, largest);
     ASSERT_TRUE(close(got, want[i], tolerance)) << "element " << i << ": expected " << want[i]
                                                 << " within " << tolerance << ", got " << got;
   }

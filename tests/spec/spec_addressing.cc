@@ -85,13 +85,17 @@ void expect_right(const FarApart& far, DType dtype) {
   const Expected expected = oracle(problem);
   for (const Where& where : all_targets()) {
     SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
-    Results got{
-        dtype, 2, 16, std::vector<std::byte>(3 * 2 * 16 * dtype_size(dtype)), std::vector<float>(6),
-        {}};
+    Results got{dtype,
+                2,
+                16,
+                std::vector<std::byte>(3 * 2 * 16 * dtype_size(dtype)),
+                std::vector<float>(6),
+                {CallReport()}};
     Context context;
     context.backend = where.backend;
     context.cpu_target = where.target;
     context.num_threads = 1;
+    context.report = &got.reports[0];
     const Status status =
         prefill_page_attention(query.rows(), keys.view(), values.view(), context_len, far.pages, {},
                                {output.rows(), MutableTensorView(got.lse.data(), {3, 2})}, context);

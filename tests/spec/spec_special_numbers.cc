@@ -163,7 +163,13 @@ TEST(SpecialNumbers, DenormalsInValuesAreNotFlushedToZero) {
     for (const Where& where : all_targets()) {
       SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
       const Results got = run(problem, {}, where);
+      // The instructions for pairs of bfloat16 take denormals as 0.
+      const bool flushes = has_bfloat16_weights(got.reports[0], dtype, dtype);
       for (int64_t row = 0; row < got.num_rows(); ++row) {
+        if (flushes) {
+          EXPECT_EQ(got.at(row, 0, 0), 0) << "row " << row;
+          continue;
+        }
         // In float32 each of 90 products rounds by up to half the smallest number. bfloat16's
         // denormals are 2^16 of those, float16's are normal in float32, and one key alone has
         // weight 1: exact.

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "pagefill/backend.h"
+
 namespace pagefill::testing {
 namespace {
 
@@ -42,6 +44,21 @@ double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
          largest_value;
 }
 
+bool has_bfloat16_weights(const CallReport& report, DType query_dtype, DType cache_dtype) {
+  if (query_dtype != DType::kBFloat16 || cache_dtype != DType::kBFloat16) return false;
+  for (const BackendInfo& backend : list_backends()) {
+    for (const TargetInfo& target : backend.targets) {
+      if (report.target == target.name) return target.bfloat16_weights;
+    }
+  }
+  return false;
+}
+
+double weight_tolerance(const CallReport& report, DType query_dtype, DType cache_dtype,
+                        double largest_value) {
+  return has_bfloat16_weights(report, query_dtype, cache_dtype) ? 0x1p-8 * largest_value : 0;
+}
+
 double lse_tolerance(double expected) { return 1e-5 * std::max(1.0, std::abs(expected)); }
 
 bool close(double got, double expected, double tolerance) {
@@ -69,7 +86,9 @@ std::optional<std::string> discrepancy(const Results& results, const Expected& e
         // A rounding before the last one is of a number that may be as large as the largest value.
         const double earlier =
             (num_roundings - 1) * output_tolerance(p.query_dtype, p.cache_dtype, largest, 0, 0) +
-            score_tolerance(p.cache_dtype, p.head_dim, expected.score_size[at], largest);
+            score_tolerance(p.cache_dtype, p.head_dim, expected.score_size[at], largest) +
+            weight_tolerance(results.reports.empty() ? CallReport() : results.reports[0],
+                             p.query_dtype, p.cache_dtype, largest);
         for (int64_t d = 0; d < p.v_head_dim; ++d) {
           const double want = expected.output[at * static_cast<size_t>(p.v_head_dim) + d];
           const double tolerance = earlier + output_tolerance(p.query_dtype, p.cache_dtype, want,

@@ -35,6 +35,13 @@ double output_tolerance(DType query_dtype, DType cache_dtype, double expected, i
 double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
                        double largest_value);
 
+// Whether the call multiplied pairs of bfloat16 (TargetInfo::bfloat16_weights).
+bool has_bfloat16_weights(const CallReport& report, DType query_dtype, DType cache_dtype);
+
+// What weights that were rounded to bfloat16 (TargetInfo::bfloat16_weights) add to it.
+double weight_tolerance(const CallReport& report, DType query_dtype, DType cache_dtype,
+                        double largest_value);
+
 // The log-sum-exp is the largest score and the log of a sum: 1e-5 relative, and absolute below 1,
 // where the two cancel. Beyond that it is off by what the scores are off by (score_tolerance with a largest
 // value of 1), which an lse near 0 of large scores does not show.

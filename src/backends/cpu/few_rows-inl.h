@@ -11,6 +11,7 @@
 
 #include <hwy/highway.h>
 
+#include "backends/cpu/blocks-inl.h"
 #include "backends/cpu/config.h"
 #include "backends/cpu/kernel.h"
 #include "backends/cpu/math-inl.h"
@@ -21,160 +22,14 @@ HWY_BEFORE_NAMESPACE();
 namespace pagefill::cpu {
 namespace HWY_NAMESPACE {
 
-#if HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_AVX2 && HWY_TARGET != HWY_NEON
+#if !PAGEFILL_CPU_KEYS_IN_LANES
 template <class T>
 bool suits_few_rows(const Problem&, const Block&) {
   return false;
 }
-template <class T>
-void attend_few_rows(const Problem&, const Block&, KeyRange, const Scratch&, const State&) {}
+template <class T, class Dot>
+void attend_few_rows(const Problem&, const Block&, KeyRange, float, const Scratch&, const State&) {}
 #else
-
-using UnitTag = hn::RebindToUnsigned<FloatTag>;
-using UnitVec = hn::Vec<UnitTag>;
-
-// Keys are transposed in pieces of 16 bytes, four units of 32 bits, whatever the dtype.
-inline constexpr int64_t kPieceBytes = 16;
-
-HWY_INLINE const uint32_t* units_at(const void* key, int64_t at) {
-  return reinterpret_cast<const uint32_t*>(static_cast<const char*>(key) + at);
-}
-
-// Bytes [at, at + 16) of every fourth key from `keys` on, one 128-bit block each.
-HWY_INLINE UnitVec load_blocks(const void* const* keys, int64_t at) {
-  const UnitTag d;
-#if HWY_TARGET == HWY_AVX3
-  // Loads that broadcast a block under a mask: no shuffle, which the transposition below needs.
-  const auto merge = [&](uint32_t lanes, const void* key, UnitVec to) HWY_ATTR {
-    const hn::Mask<UnitTag> mask{static_cast<__mmask16>(lanes)};
-    return hn::IfThenElse(mask, hn::LoadDup128(d, units_at(key, at)), to);
-  };
-  UnitVec v = hn::LoadDup128(d, units_at(keys[0], at));
-  v = merge(0x00f0, keys[4], v);
-  v = merge(0x0f00, keys[8], v);
-  return merge(0xf000, keys[12], v);
-#elif HWY_TARGET == HWY_AVX2
-  const hn::Half<UnitTag> half;
-  return hn::Combine(d, hn::LoadU(half, units_at(keys[4], at)),
-                     hn::LoadU(half, units_at(keys[0], at)));
-#else
-  return hn::LoadU(d, units_at(keys[0], at));
-#endif
-}
-
-// Unit u of each of a vector's keys, for the four units of a piece.
-HWY_INLINE void transpose_piece(const void* const* keys, int64_t at, UnitVec* HWY_RESTRICT units) {
-  const UnitTag d;
-  const hn::Repartition<uint64_t, UnitTag> d64;
-  const UnitVec v0 = load_blocks(keys, at), v1 = load_blocks(keys + 1, at);
-  const UnitVec v2 = load_blocks(keys + 2, at), v3 = load_blocks(keys + 3, at);
-  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, v0, v1));
-  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, v2, v3));
-  const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, v0, v1));
-  const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, v2, v3));
-  units[0] = hn::BitCast(d, hn::InterleaveLower(d64, low01, low23));
-  units[1] = hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23));
-  units[2] = hn::BitCast(d, hn::InterleaveLower(d64, high01, high23));
-  units[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
-}
-
-// Asks for a line of the next KV tile while the same place of this one is computed: it comes from memory
-// meanwhile, whatever the order of the pages.
-inline constexpr int64_t kLine = 64;
-HWY_INLINE void fetch_line(const void* row, int64_t at) {
-  __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
-}
-
-// scores[row][key] = dot(queries[.][row], keys[key][.]) for kRows rows and kVectors vectors of keys, from
-// d = 0 upwards. `stride` is that of the queries.
-template <class T, int kRows, int kVectors>
-HWY_INLINE void score_row_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
-                               const void* const* keys, const void* const* next_keys,
-                               const void* const* next_values, float* HWY_RESTRICT scores) {
-  constexpr int kElements = 4 / sizeof(T);  // of a unit
-  const FloatTag d;
-  const int64_t n = hn::Lanes(d);
-  FloatVec sums[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
-  }
-  const int64_t bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  int64_t next_at = 0;
-  for (int64_t at = 0; at < bytes; at += kPieceBytes) {
-    UnitVec units[kVectors][4];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) transpose_piece(keys + v * n, at, units[v]);
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) {
-#pragma GCC unroll 4
-      for (int e = 0; e < kElements; ++e) {
-        FloatVec k[kVectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) k[v] = unit_floats(T(), units[v][u], e);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const FloatVec q = hn::Set(d, queries[r]);
-#pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(q, k[v], sums[r][v]);
-        }
-        queries += stride;
-      }
-    }
-    // As many bytes as were used, and of values too, whose own loop is too short to hide the memory behind.
-    // Row after row: the core's own prefetcher follows that order.
-    for (int64_t line = 0; line < kVectors * n * kPieceBytes / kLine; ++line) {
-      fetch_line(*next_keys, next_at);
-      fetch_line(*next_values, next_at);
-      next_at += kLine;
-      if (next_at >= bytes) ++next_keys, ++next_values, next_at = 0;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) hn::Store(sums[r][v], d, scores + r * kTileKv + v * n);
-  }
-}
-
-// acc[row] = acc[row] * rescale[row] + sum over keys [begin, end) of weights[row][key] * values[key], for
-// kRows rows and kVectors vectors of columns from `column` on, keys in ascending order.
-template <class T, int kRows, int kVectors>
-HWY_INLINE void add_row_values(const float* HWY_RESTRICT weights, const void* const* values,
-                               int64_t column, int64_t begin, int64_t end,
-                               const float* HWY_RESTRICT rescale, float* HWY_RESTRICT acc,
-                               int64_t value_stride) {
-  const FloatTag d;
-  const int64_t n = hn::Lanes(d);
-  acc += column;
-  FloatVec sums[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const FloatVec scale = hn::Set(d, rescale[r]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sums[r][v] = hn::Mul(scale, hn::Load(d, acc + r * value_stride + v * n));
-    }
-  }
-  for (int64_t k = begin; k < end; ++k) {
-    const T* HWY_RESTRICT row = static_cast<const T*>(values[k]) + column;
-    FloatVec value[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) value[v] = load_floats(d, row + v * n);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVec w = hn::Set(d, weights[r * kTileKv + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(w, value[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) hn::Store(sums[r][v], d, acc + r * value_stride + v * n);
-  }
-}
 
 // What the registers hold for so many rows, as in Blocking: vectors of keys to be scored together, beside
 // their four units each, and vectors of columns.
@@ -204,22 +59,23 @@ HWY_INLINE void with_few_rows(int64_t num_rows, const Visitor& visitor) {
 }
 
 // Keys [begin, end), whole vectors, against all rows of the block, and rows that stand in for them.
-template <class T>
+template <class T, class Dot>
 HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, int64_t stride, const KvTile& kv,
-                               const KvTile& next, int64_t begin, int64_t end,
+                               const KvTile& next, int64_t begin, int64_t end, float factor,
                                const Scratch& scratch) {
   const int64_t n = hn::Lanes(FloatTag());
   with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) HWY_ATTR {
     constexpr FewRowsBlocking kShape = kFewRowsBlocking[kIndex];
     int64_t k = begin;
     for (; k + kShape.key_vectors * n <= end; k += kShape.key_vectors * n) {
-      score_row_keys<T, kShape.rows, kShape.key_vectors>(scratch.queries, stride, p.head_dim,
-                                                         kv.keys + k, next.keys + k,
-                                                         next.values + k, scratch.scores + k);
+      Blocks<Dot>::template score_row_keys<T, kShape.rows, kShape.key_vectors>(
+          scratch.queries, stride, p.head_dim, factor, kv.keys + k, next.keys + k, next.values + k,
+          scratch.scores + k);
     }
     for (; k < end; k += n) {
-      score_row_keys<T, kShape.rows, 1>(scratch.queries, stride, p.head_dim, kv.keys + k,
-                                        next.keys + k, next.values + k, scratch.scores + k);
+      Blocks<Dot>::template score_row_keys<T, kShape.rows, 1>(scratch.queries, stride, p.head_dim,
+                                                              factor, kv.keys + k, next.keys + k,
+                                                              next.values + k, scratch.scores + k);
     }
   });
 }
@@ -249,6 +105,7 @@ HWY_INLINE void select_row(float* HWY_RESTRICT scores, int64_t begin, int64_t en
   }
 }
 
+template <class Dot>
 HWY_INLINE void softmax_row(float* HWY_RESTRICT scores, int64_t begin, int64_t end, float& max,
                             float& sum, float& rescale) {
   const FloatTag d;
@@ -266,6 +123,16 @@ HWY_INLINE void softmax_row(float* HWY_RESTRICT scores, int64_t begin, int64_t e
   }
   auto sums = hn::Zero(d4);
   for (int64_t k = begin; k < end; k += 4) sums = hn::Add(sums, hn::Load(d4, scores + k));
+  if constexpr (Dot::kElements == 2) {
+    // In place: the numbers that are written over have been read.
+    const hn::Repartition<uint16_t, FloatTag> d16;
+    const hn::Half<decltype(d16)> half;
+    for (int64_t k = begin; k < end; k += n) {
+      const FloatVec w = hn::Load(d, scores + k);
+      hn::Store(hn::LowerHalf(half, Dot::round(w, w)), half,
+                reinterpret_cast<uint16_t*>(scores) + k);
+    }
+  }
   HWY_ALIGN float s[4];
   hn::Store(sums, d4, s);
   const FloatVec added = hn::Set(d, (s[0] + s[2]) + (s[1] + s[3]));
@@ -276,7 +143,7 @@ HWY_INLINE void softmax_row(float* HWY_RESTRICT scores, int64_t begin, int64_t e
 
 // Rows [row, row + num_rows), which take the same keys [begin, end). Rows past the block's last may be
 // computed with it: they stand in for it.
-template <class T>
+template <class T, class Dot>
 HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, const KvTile& kv,
                              int64_t begin, int64_t end, int64_t value_stride,
                              const Scratch& scratch, const State& state) {
@@ -287,12 +154,12 @@ HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, cons
     float* acc = state.acc + row * value_stride;
     int64_t c = 0;
     for (; c + kShape.value_vectors * n <= value_stride; c += kShape.value_vectors * n) {
-      add_row_values<T, kShape.rows, kShape.value_vectors>(
+      Blocks<Dot>::template add_row_values<T, kShape.rows, kShape.value_vectors>(
           weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride);
     }
     for (; c < value_stride; c += n) {
-      add_row_values<T, kShape.rows, 1>(weights, kv.values, c, begin, end, scratch.rescale + row,
-                                        acc, value_stride);
+      Blocks<Dot>::template add_row_values<T, kShape.rows, 1>(
+          weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride);
     }
   };
   if (last_rows) return with_few_rows(num_rows, add);
@@ -306,16 +173,16 @@ bool suits_few_rows(const Problem& p, const Block& block) {
          p.v_head_dim % hn::Lanes(FloatTag()) == 0;
 }
 
-template <class T>
-void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, const Scratch& scratch,
-                     const State& state) {
+template <class T, class Dot>
+void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, float factor,
+                     const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t num_rows = block.num_rows(), stride = round_up(num_rows, lanes);
   const int64_t value_stride = p.v_head_dim;
   reset(state, stride, value_stride);
   for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
-    score_few_rows<T>(p, num_rows, stride, kv, next, begin, end, scratch);
+    score_few_rows<T, Dot>(p, num_rows, stride, kv, next, begin, end, factor, scratch);
     KeyRange keys[kFewRows];  // within the tile, of each row
     for (int64_t r = 0; r < num_rows; ++r) {
       keys[r] = intersect({kv.begin, kv.end}, {scratch.attended_begin[r] - kv.start,
@@ -333,15 +200,15 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, con
       if (!covers(keys[r], begin, end)) {
         select_row<true>(scores, begin, end, keys[r].begin, keys[r].end, 0);
       }
-      softmax_row(scores, begin, end, state.max[r], state.sum[r], scratch.rescale[r]);
+      softmax_row<Dot>(scores, begin, end, state.max[r], state.sum[r], scratch.rescale[r]);
       if constexpr (kIsQuantised<T>) scale_row(scores, begin, end, kv.value_scale);
     }
     for (int64_t r = 0, after; r < num_rows; r = after) {
       for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {
       }
       if (keys[r].empty()) continue;
-      add_few_rows<T>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end, value_stride,
-                      scratch, state);
+      add_few_rows<T, Dot>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end,
+                           value_stride, scratch, state);
     }
   });
 }

@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include "backends/cpu/blocks-inl.h"
 #include "backends/cpu/config.h"
 #include "backends/cpu/few_rows-inl.h"
 #include "backends/cpu/kernel.h"
@@ -54,27 +55,29 @@ inline RowTile row_tile(const Block& block, const Scratch& scratch, int64_t begi
   return tile;
 }
 
-template <int kVectors>
+template <class Dot, int kVectors>
 HWY_INLINE void score_tile(const Problem& p, const RowTile& tile, int64_t begin, int64_t end,
-                           const Scratch& scratch, FetchAhead& ahead) {
+                           float factor, const Scratch& scratch, FetchAhead& ahead) {
   const float* queries = scratch.queries + tile.begin * p.head_dim;
   for (int64_t k = begin; k < end; k += kBlocking.keys) {
-    score_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k, scratch.scores + k * tile.rows);
+    Blocks<Dot>::template score_keys<kVectors>(queries, p.head_dim, scratch.key_rows + k, factor,
+                                               scratch.scores + k * tile.rows);
     ahead.fetch_some();
   }
 }
 
 // One block of columns: it stays in the first-level cache while all rows pass. Only rows that exist: a
 // decode row is not computed as the six that its granule has.
-template <int kVectors>
+template <class Dot, int kVectors>
 HWY_INLINE void add_columns(const float* values, const RowTile& tile, int64_t num_rows,
                             int64_t begin, int64_t end, int64_t value_stride,
                             const Scratch& scratch, float* acc, FetchAhead& ahead) {
   int64_t row = 0;
   const auto add = [&]<int kRows>(std::integral_constant<int, kRows>) HWY_ATTR {
     for (; row + kRows <= num_rows; row += kRows) {
-      add_values<kRows, kVectors>(scratch.scores + row, tile.rows, values, begin, end,
-                                  scratch.rescale + row, acc + row * value_stride, value_stride);
+      Blocks<Dot>::template add_values<kRows, kVectors>(scratch.scores + row, tile.rows, values,
+                                                        begin, end, scratch.rescale + row,
+                                                        acc + row * value_stride, value_stride);
       ahead.fetch_some();
     }
   };
@@ -84,57 +87,64 @@ HWY_INLINE void add_columns(const float* values, const RowTile& tile, int64_t nu
   add(std::integral_constant<int, 1>());
 }
 
-inline void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
-                     int64_t lanes, int64_t value_stride, const Scratch& scratch, float* acc,
-                     FetchAhead& ahead) {
+template <class Dot>
+HWY_INLINE void add_tile(const RowTile& tile, int64_t num_rows, int64_t begin, int64_t end,
+                         int64_t lanes, int64_t value_stride, const Scratch& scratch, float* acc,
+                         FetchAhead& ahead) {
   for (int64_t c = 0, width; c < value_stride; c += width) {
     width = value_width(value_stride - c, lanes);
-    const float* values = scratch.values + c * kTileKv;
+    const float* values = scratch.values + c * (kTileKv / Dot::kElements);
     switch (width / lanes) {
       case 1:
-        add_columns<1>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
+        add_columns<Dot, 1>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c,
+                            ahead);
         break;
       case 2:
-        add_columns<2>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
+        add_columns<Dot, 2>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c,
+                            ahead);
         break;
       case 3:
         if constexpr (kBlocking.value_vectors >= 3) {
-          add_columns<3>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
+          add_columns<Dot, 3>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c,
+                              ahead);
         }
         break;
       default:
         if constexpr (kBlocking.value_vectors >= 4) {
-          add_columns<4>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c, ahead);
+          add_columns<Dot, 4>(values, tile, num_rows, begin, end, value_stride, scratch, acc + c,
+                              ahead);
         }
         break;
     }
   }
 }
 
-inline void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t tile_start,
-                                int64_t begin, int64_t end, int64_t value_stride,
-                                const Scratch& scratch, float* acc) {
+template <class Dot>
+void add_tile_row_by_row(const RowTile& tile, int64_t num_rows, int64_t tile_start, int64_t begin,
+                         int64_t end, int64_t value_stride, const Scratch& scratch, float* acc) {
   for (int64_t r = 0; r < num_rows; ++r) {
     const int64_t first = std::max(begin, scratch.attended_begin[tile.begin + r] - tile_start);
     const int64_t last = std::min(end, scratch.attended_end[tile.begin + r] - tile_start);
-    add_values_of_row(scratch.scores + r, tile.rows, scratch.values, first, last,
-                      scratch.rescale[r], acc + r * value_stride, value_stride);
+    Blocks<Dot>::add_values_of_row(scratch.scores + r, tile.rows, scratch.values, first, last,
+                                   scratch.rescale[r], acc + r * value_stride, value_stride);
   }
 }
 
 // One row tile against the keys [begin, end) of a KV tile whose keys and values are staged.
-inline void attend_tile(const Problem& p, const Block& block, const RowTile& tile, const KvTile& kv,
-                        int64_t begin, int64_t end, bool values_finite, int64_t lanes,
-                        const Scratch& scratch, const State& state, FetchAhead& ahead) {
+template <class Dot>
+void attend_tile(const Problem& p, const Block& block, const RowTile& tile, const KvTile& kv,
+                 int64_t begin, int64_t end, bool values_finite, int64_t lanes,
+                 const Scratch& scratch, const State& state, FetchAhead& ahead) {
+  const float factor = score_factor(p);
   switch (tile.rows / lanes) {
     case 1:
-      score_tile<1>(p, tile, begin, end, scratch, ahead);
+      score_tile<Dot, 1>(p, tile, begin, end, factor, scratch, ahead);
       break;
     case 2:
-      score_tile<2>(p, tile, begin, end, scratch, ahead);
+      score_tile<Dot, 2>(p, tile, begin, end, factor, scratch, ahead);
       break;
     default:
-      score_tile<3>(p, tile, begin, end, scratch, ahead);
+      score_tile<Dot, 3>(p, tile, begin, end, factor, scratch, ahead);
       break;
   }
   const bool quantised = is_quantised(p.key_cache.dtype);
@@ -153,20 +163,20 @@ inline void attend_tile(const Problem& p, const Block& block, const RowTile& til
     select_scores<true>(scratch.scores, tile.rows, kv.start, begin, end,
                         scratch.attended_begin + tile.begin, scratch.attended_end + tile.begin, 0);
   }
-  softmax(scratch.scores, tile.rows, begin, end, state.max + tile.begin, state.sum + tile.begin,
-          scratch.rescale);
+  softmax<Dot>(scratch.scores, tile.rows, begin, end, state.max + tile.begin,
+               state.sum + tile.begin, scratch.rescale);
   if (quantised) scale_by_key(scratch.scores, tile.rows, begin, end, kv.value_scale);
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t num_rows = std::min(tile.rows, block.num_rows() - tile.begin);
   float* acc = state.acc + tile.begin * value_stride;
   if (masked && !values_finite) {
-    add_tile_row_by_row(tile, num_rows, kv.start, begin, end, value_stride, scratch, acc);
+    add_tile_row_by_row<Dot>(tile, num_rows, kv.start, begin, end, value_stride, scratch, acc);
   } else {
-    add_tile(tile, num_rows, begin, end, lanes, value_stride, scratch, acc, ahead);
+    add_tile<Dot>(tile, num_rows, begin, end, lanes, value_stride, scratch, acc, ahead);
   }
 }
 
-template <class T>
+template <class T, class Dot>
 void attend_rows(const Problem& p, const Block& block, KeyRange segment, const Scratch& scratch,
                  const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
@@ -186,24 +196,37 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
   FetchAhead ahead(p, sizeof(T));
   for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     ahead.plan(next, steps);
-    stage_keys<T>(p, kv, scratch);
-    const bool finite = stage_values<T>(p, kv, value_stride, scratch.values);
+    stage_keys<T, Dot>(p, kv, scratch);
+    bool finite;
+    if constexpr (Dot::kElements == 1) {
+      finite = stage_values<T>(p, kv, value_stride, scratch.values);
+    } else {
+      finite = stage_value_pairs(p, kv, value_stride, scratch.values);
+    }
     for (int64_t t = 0; t < num_tiles; ++t) {
       const KeyRange keys = intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
       if (keys.empty()) continue;
       const int64_t begin = round_down(keys.begin - kv.start, kKeyStep);
       const int64_t end = round_up(keys.end - kv.start, kKeyStep);
-      attend_tile(p, block, tiles[t], kv, begin, end, finite, lanes, scratch, state, ahead);
+      attend_tile<Dot>(p, block, tiles[t], kv, begin, end, finite, lanes, scratch, state, ahead);
     }
   });
+}
+
+template <class T, class Dot>
+void attend_segment_as(const Problem& p, const Block& block, KeyRange segment,
+                       const Scratch& scratch, const State& state) {
+  if (suits_few_rows<T>(p, block)) {
+    return attend_few_rows<T, Dot>(p, block, segment, score_factor(p), scratch, state);
+  }
+  attend_rows<T, Dot>(p, block, segment, scratch, state);
 }
 
 // The state of the block over one segment's keys.
 inline void attend_segment(const Problem& p, const Block& block, KeyRange segment,
                            const Scratch& scratch, const State& state) {
   const auto attend = [&]<class T>(T) {
-    if (suits_few_rows<T>(p, block)) return attend_few_rows<T>(p, block, segment, scratch, state);
-    attend_rows<T>(p, block, segment, scratch, state);
+    attend_segment_as<T, FloatDot>(p, block, segment, scratch, state);
   };
   switch (p.key_cache.dtype) {
     case DType::kBFloat16:
@@ -249,8 +272,9 @@ inline void load_query_row(const TensorView& query, int64_t offset, int64_t head
 }
 
 // One row of the block into column `column` of its tile.
-inline void load_row(const Problem& p, const Block& block, int64_t r, float factor,
-                     const Scratch& scratch, float* column, int64_t stride) {
+template <class Dot>
+void load_row(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
+              float* column, int64_t stride) {
   // The lanes past the last row of a block repeat it.
   const int64_t row = block.row_begin + std::min(r, block.num_rows() - 1);
   const int64_t token = row / p.group, q_head = block.kv_head * p.group + row % p.group;
@@ -263,17 +287,27 @@ inline void load_row(const Problem& p, const Block& block, int64_t r, float fact
   scratch.visible_end[r] = static_cast<int32_t>(visible.end);
   const int64_t offset =
       (block.seq.query_start + token) * p.query.strides[0] + q_head * p.query.strides[1];
-  load_query_row(p.query, offset, p.head_dim, factor, column, stride);
+  if constexpr (Dot::kElements == 1) {
+    load_query_row(p.query, offset, p.head_dim, factor, column, stride);
+  } else {
+    const bfloat16* query = static_cast<const bfloat16*>(p.query.data) + offset;
+    for (int64_t i = 0; i < p.head_dim / 2; ++i) {
+      __builtin_memcpy(column + i * stride, query + 2 * i, kUnitBytes);
+    }
+  }
 }
 
-inline void load_queries(const Problem& p, const Block& block, const Scratch& scratch) {
+template <class Dot>
+void load_queries_as(const Problem& p, const Block& block, const Scratch& scratch) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t rows = round_up(block.num_rows(), lanes);
   const float factor = score_factor(p);
   for (int64_t begin = 0, n; begin < rows; begin += n) {
     n = tile_rows(rows - begin, lanes);
     float* tile = scratch.queries + begin * p.head_dim;
-    for (int64_t i = 0; i < n; ++i) load_row(p, block, begin + i, factor, scratch, tile + i, n);
+    for (int64_t i = 0; i < n; ++i) {
+      load_row<Dot>(p, block, begin + i, factor, scratch, tile + i, n);
+    }
   }
 }
 
@@ -392,11 +426,34 @@ inline void write_output(const Problem& p, const Block& block, const State& stat
 inline Kernel kernel() {
   return {target_name(HWY_TARGET),
           static_cast<int64_t>(hn::Lanes(FloatTag())),
-          load_queries,
+          load_queries_as<FloatDot>,
           attend_segment,
           merge,
           write_output};
 }
+
+#if HWY_TARGET == HWY_AVX3
+// Products of pairs, where both operands are bfloat16; anything else as AVX-512 without them.
+inline bool has_pairs(const Problem& p) {
+  return p.query.dtype == DType::kBFloat16 && p.key_cache.dtype == DType::kBFloat16;
+}
+
+inline Kernel pair_kernel() {
+  Kernel pairs = kernel();
+  pairs.target = "avx512_bf16";
+  pairs.load_queries = [](const Problem& p, const Block& block, const Scratch& scratch) {
+    return (has_pairs(p) ? load_queries_as<PairDot> : load_queries_as<FloatDot>)(p, block, scratch);
+  };
+  pairs.attend_segment = [](const Problem& p, const Block& block, KeyRange segment,
+                            const Scratch& scratch, const State& state) {
+    return (has_pairs(p) ? attend_segment_as<bfloat16, PairDot> : attend_segment)(p, block, segment,
+                                                                                  scratch, state);
+  };
+  return pairs;
+}
+#else
+inline Kernel pair_kernel() { return {}; }
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace pagefill::cpu

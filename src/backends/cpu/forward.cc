@@ -23,6 +23,7 @@
 namespace pagefill::cpu {
 
 HWY_EXPORT(kernel);
+HWY_EXPORT(pair_kernel);
 
 namespace {
 
@@ -31,12 +32,21 @@ struct Entry {
   Kernel kernel;
 };
 
-Kernel kernel_of(int64_t target) {
+bool has_pair_instructions() {
+#if HWY_ARCH_X86
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+Kernel kernel_of(const TargetRow& row) {
   hwy::ChosenTarget chosen;
-  chosen.Update(target);
+  chosen.Update(row.bit);
   constexpr size_t kTableSize = std::size(HWY_DISPATCH_TABLE(kernel));
   // Highway's table has a single entry where a single target is compiled.
-  return HWY_DISPATCH_TABLE(kernel)[kTableSize == 1 ? 0 : chosen.GetIndex()]();
+  const size_t index = kTableSize == 1 ? 0 : chosen.GetIndex();
+  return row.pairs ? HWY_DISPATCH_TABLE(pair_kernel)[index]() : HWY_DISPATCH_TABLE(kernel)[index]();
 }
 
 const std::vector<Entry>& entries() {
@@ -44,10 +54,11 @@ const std::vector<Entry>& entries() {
     std::vector<Entry> found;
     for (const TargetRow& row : kTargets) {
       if ((row.bit & HWY_TARGETS) == 0) continue;
-      const bool available = (row.bit & (hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR)) != 0;
-      found.push_back({{row.name, row.description, available}, {}});
+      const bool supported = (row.bit & (hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR)) != 0;
+      const bool available = supported && (!row.pairs || has_pair_instructions());
+      found.push_back({{row.name, row.description, available, row.pairs}, {}});
       // Asking a kernel for its lanes runs its instructions.
-      if (available) found.back().kernel = kernel_of(row.bit);
+      if (available) found.back().kernel = kernel_of(row);
     }
     return found;
   }();

@@ -37,7 +37,7 @@ struct State {
 // One worker's memory for one block. Row tiles follow one another; a tile of n rows keeps its queries as
 // [head_dim][n].
 struct Scratch {
-  float* queries = nullptr;           // [rows * head_dim], multiplied by the score factor
+  float* queries = nullptr;           // [rows * head_dim], multiplied by the score factor; or pairs
   int32_t* attended_begin = nullptr;  // [rows]: keys that take part
   int32_t* attended_end = nullptr;    // [rows]
   int32_t* visible_begin = nullptr;   // [rows]: keys that take part without mask_value
@@ -45,8 +45,8 @@ struct Scratch {
   float* scores = nullptr;   // [kTileKv][tile rows] (few rows: [rows][kTileKv]), then the weights
   float* rescale = nullptr;  // [tile rows]: of the accumulators, for the tile at hand
   float* keys = nullptr;     // [kTileKv][head_dim], where the cache is not float32
-  const float** key_rows = nullptr;  // [kTileKv]
-  float* values = nullptr;           // blocks of columns, each [kTileKv][columns]
+  const void** key_rows = nullptr;  // [kTileKv]
+  float* values = nullptr;          // blocks of columns, each [kTileKv][columns]
   State total;
   State part;
 };

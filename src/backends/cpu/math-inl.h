@@ -144,6 +144,44 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
   return float16_value(d, hn::ShiftLeft<8>(bits));
 }
 
+// How products are added (blocks-inl.h). Operands are vectors of 32-bit units, kElements numbers each.
+struct FloatDot {
+  static constexpr int kElements = 1;
+};
+HWY_INLINE FloatVec add_product(FloatDot, FloatVec a, FloatVec b, FloatVec sum) {
+  return hn::MulAdd(a, b, sum);
+}
+
+#if HWY_TARGET == HWY_AVX3
+// Pairs of bfloat16: sum + a1 * b1 + a0 * b0, rounded to float32 after each addition. Its
+// add_product is compiled for AVX512-BF16, in blocks-inl.h; what is here is assembler, because the functions
+// around it are compiled for AVX-512 alone.
+struct PairDot {
+  static constexpr int kElements = 2;
+  // Unit i is (low[i], high[i]), rounded to nearest even.
+  static HWY_INLINE FloatVec pack(FloatVec low, FloatVec high) {
+    const FloatTag d;
+    const hn::Repartition<uint16_t, FloatTag> d16;
+    __m512i halves;  // all of low, then all of high
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(halves) : "v"(high.raw), "v"(low.raw));
+    alignas(64) static constexpr uint16_t kInterleave[32] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i order = hn::Load(d16, kInterleave).raw;
+    return hn::BitCast(d, hn::Vec<decltype(d16)>{_mm512_permutexvar_epi16(order, halves)});
+  }
+  // The low halves of the result are low and high, one after the other, rounded alike.
+  static HWY_INLINE hn::Vec<hn::Repartition<uint16_t, FloatTag>> round(FloatVec low,
+                                                                       FloatVec high) {
+    __m512i halves;
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(halves) : "v"(high.raw), "v"(low.raw));
+    return {halves};
+  }
+};
+#else
+using PairDot = void;
+#endif
+
 // Element e of each 32-bit unit, as float32.
 HWY_INLINE FloatVec unit_floats(float, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int) {
   return hn::BitCast(FloatTag(), units);

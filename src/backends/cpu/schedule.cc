@@ -129,7 +129,7 @@ Scratch take_scratch(Arena& arena, const Problem& p, const Kernel& kernel, int64
   s.scores = arena.take<float>(kTileKv * tile_rows).data();
   s.rescale = arena.take<float>(tile_rows).data();
   if (p.key_cache.dtype != DType::kFloat32) s.keys = arena.take<float>(kTileKv * p.head_dim).data();
-  s.key_rows = arena.take<const float*>(kTileKv).data();
+  s.key_rows = arena.take<const void*>(kTileKv).data();
   s.values = arena.take<float>(kTileKv * kernel.value_stride(p)).data();
   s.total = take_state(arena, p, kernel, rows);
   s.part = take_state(arena, p, kernel, rows);

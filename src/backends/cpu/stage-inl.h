@@ -192,6 +192,52 @@ HWY_INLINE bool copy_values(const T* from, int64_t v_head_dim, int64_t value_str
   return hn::AllTrue(d, hn::Eq(nan_seen, hn::Zero(d)));
 }
 
+// The same for a pair of rows of bfloat16, whose elements become units.
+HWY_INLINE bool copy_value_pairs(const bfloat16* even, const bfloat16* odd, int64_t v_head_dim,
+                                 int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
+  const hn::CappedTag<uint32_t, 8> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const int64_t n = hn::Lanes(d);
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const auto infinity = hn::Set(d, 0x7f80u);
+  auto specials = hn::Zero(d);  // all exponent bits set, in either half
+  for (int64_t c = 0, width; c < v_head_dim; c += width) {
+    width = value_width(value_stride - c, lanes);
+    auto* to = reinterpret_cast<uint32_t*>(values + c * (kTileKv / 2) + k / 2 * width);
+    const int64_t end = std::min(width, v_head_dim - c);
+    for (int64_t i = 0; i < end; i += n) {
+      const auto load = [&](const bfloat16* row) HWY_ATTR {
+        return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(row + c + i)));
+      };
+      const auto low = load(even), high = load(odd);
+      const auto special = [&](hn::Vec<decltype(d)> v) HWY_ATTR {
+        return hn::VecFromMask(d, hn::Eq(hn::And(v, infinity), infinity));
+      };
+      specials = hn::Or(specials, hn::Or(special(low), special(high)));
+      hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), d, to + i);
+    }
+    for (int64_t i = end; i < width; i += n) hn::StoreU(hn::Zero(d), d, to + i);
+  }
+  return hn::AllTrue(d, hn::Eq(specials, hn::Zero(d)));
+}
+
+// A row of any dtype whose elements are all 0.
+inline constexpr bfloat16 kZeroRow[kMaxHeadDim] = {};
+
+// As stage_values, of bfloat16 and in pairs of keys.
+HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t value_stride,
+                                  float* values) {
+  bool finite = true;
+  const auto row = [&](int64_t k) {
+    const bool exists = tile.begin <= k && k < tile.end;
+    return exists ? static_cast<const bfloat16*>(tile.values[k]) : kZeroRow;
+  };
+  for (int64_t k = round_down(tile.begin, kKeyStep); k < round_up(tile.end, kKeyStep); k += 2) {
+    finite &= copy_value_pairs(row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
+  }
+  return finite;
+}
+
 inline void zero_values(int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
   const int64_t lanes = hn::Lanes(FloatTag());
   for (int64_t c = 0, width; c < value_stride; c += width) {
@@ -220,16 +266,17 @@ HWY_INLINE bool stage_values(const Problem& p, const KvTile& tile, int64_t value
   return finite;
 }
 
-// Where the float32 key of each key of the tile is: in the cache itself, or converted to `scratch.keys`.
-template <class T>
+// Where the key of each key of the tile is: in the cache itself, or converted to float32 in
+// `scratch.keys`.
+template <class T, class Dot>
 HWY_INLINE void stage_keys(const Problem& p, const KvTile& tile, const Scratch& scratch) {
+  constexpr bool kInPlace = std::is_same_v<T, float> || Dot::kElements > 1;
   for (int64_t k = round_down(tile.begin, kKeyStep); k < round_up(tile.end, kKeyStep); ++k) {
-    const T* key = static_cast<const T*>(tile.keys[k]);
-    if constexpr (std::is_same_v<T, float>) {
-      scratch.key_rows[k] = key;
+    if constexpr (kInPlace) {
+      scratch.key_rows[k] = tile.keys[k];
     } else {
       float* row = scratch.keys + k * p.head_dim;
-      copy_row(key, p.head_dim, row);
+      copy_row(static_cast<const T*>(tile.keys[k]), p.head_dim, row);
       scratch.key_rows[k] = row;
     }
   }

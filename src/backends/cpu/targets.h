@@ -12,11 +12,13 @@ struct TargetRow {
   int64_t bit;       // Highway's
   const char* name;  // as PAGEFILL_CPU_TARGET takes it
   const char* description;
+  bool pairs = false;  // with instructions for pairs of bfloat16, which Highway does not know
 };
 
 // Best first.
 inline constexpr TargetRow kTargets[] = {
 #if HWY_ARCH_X86
+    {HWY_AVX3, "avx512_bf16", "AVX-512 with AVX512-BF16: 16 lanes of pairs of bfloat16", true},
     {HWY_AVX3, "avx512", "AVX-512 F, BW, DQ, VL: 16 lanes"},
     {HWY_AVX2, "avx2", "AVX2 with FMA: 8 lanes"},
     {HWY_SSE4, "sse4", "SSE4: 4 lanes, multiply and add apart"},
@@ -32,9 +34,10 @@ inline constexpr TargetRow kTargets[] = {
     {HWY_SCALAR, "portable", "plain C++: 1 lane"},
 };
 
+// The name of Highway's target itself.
 constexpr const char* target_name(int64_t bit) {
   for (const TargetRow& row : kTargets) {
-    if (row.bit == bit) return row.name;
+    if (row.bit == bit && !row.pairs) return row.name;
   }
   return "unknown";
 }
