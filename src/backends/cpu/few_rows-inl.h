@@ -23,10 +23,8 @@ namespace pagefill::cpu {
 namespace HWY_NAMESPACE {
 
 #if !PAGEFILL_CPU_KEYS_IN_LANES
-template <class T>
-bool suits_few_rows(const Problem&, const Block&) {
-  return false;
-}
+inline bool suits_few_rows(const Problem&, const Block&) { return false; }
+inline int64_t few_rows_stride(int64_t num_rows) { return num_rows; }
 template <class T, class Dot>
 void attend_few_rows(const Problem&, const Block&, KeyRange, float, const Scratch&, const State&) {}
 #else
@@ -46,6 +44,20 @@ inline constexpr FewRowsBlocking kFewRowsBlocking[] = {
     {6, kHas32Registers ? 2 : 1, kHas32Registers ? 4 : 2},
     {8, kHas32Registers ? 2 : 1, kHas32Registers ? 2 : 1},
 };
+
+// No read goes past a row: keys come in pieces, values in whole vectors.
+inline bool suits_few_rows(const Problem& p, const Block& block) {
+  return block.num_rows() <= kFewRows &&
+         p.head_dim * dtype_size(p.key_cache.dtype) % kPieceBytes == 0 &&
+         p.v_head_dim % static_cast<int64_t>(hn::Lanes(FloatTag())) == 0;
+}
+
+// Rows that are computed for so many: the queries are [head_dim][stride].
+inline int64_t few_rows_stride(int64_t num_rows) {
+  return std::find_if(std::begin(kFewRowsBlocking), std::end(kFewRowsBlocking),
+                      [&](const FewRowsBlocking& shape) { return shape.rows >= num_rows; })
+      ->rows;
+}
 
 // Calls visitor(integral_constant of the index) for the row of the table with the fewest rows that are not
 // fewer than num_rows.
@@ -166,20 +178,13 @@ HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, cons
   for (; num_rows > 0; ++row, --num_rows) add(std::integral_constant<size_t, 0>());
 }
 
-// No read goes past a row: keys come in pieces, values in whole vectors.
-template <class T>
-bool suits_few_rows(const Problem& p, const Block& block) {
-  return block.num_rows() <= kFewRows && p.head_dim * sizeof(T) % kPieceBytes == 0 &&
-         p.v_head_dim % hn::Lanes(FloatTag()) == 0;
-}
-
 template <class T, class Dot>
 void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, float factor,
                      const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
-  const int64_t num_rows = block.num_rows(), stride = round_up(num_rows, lanes);
+  const int64_t num_rows = block.num_rows(), stride = few_rows_stride(num_rows);
   const int64_t value_stride = p.v_head_dim;
-  reset(state, stride, value_stride);
+  reset(state, round_up(num_rows, lanes), stride * value_stride);
   for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
     score_few_rows<T, Dot>(p, num_rows, stride, kv, next, begin, end, factor, scratch);

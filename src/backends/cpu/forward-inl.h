@@ -182,7 +182,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t rows = round_up(block.num_rows(), lanes);
-  reset(state, rows, value_stride);
+  reset(state, rows, rows * value_stride);
 
   RowTile tiles[kMaxRowTiles];
   int64_t num_tiles = 0;
@@ -216,7 +216,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
 template <class T, class Dot>
 void attend_segment_as(const Problem& p, const Block& block, KeyRange segment,
                        const Scratch& scratch, const State& state) {
-  if (suits_few_rows<T>(p, block)) {
+  if (suits_few_rows(p, block)) {
     return attend_few_rows<T, Dot>(p, block, segment, score_factor(p), scratch, state);
   }
   attend_rows<T, Dot>(p, block, segment, scratch, state);
@@ -251,7 +251,12 @@ HWY_INLINE void load_query_row(const T* from, int64_t head_dim, float factor, fl
   HWY_ALIGN float step[8];
   const int64_t n = hn::Lanes(d);
   for (int64_t i = 0; i < head_dim; i += n) {
-    hn::Store(hn::Mul(load_floats(d, from + i), hn::Set(d, factor)), d, step);
+    const auto scaled = hn::Mul(load_floats(d, from + i), hn::Set(d, factor));
+    if (stride == 1) {
+      hn::StoreU(scaled, d, to + i);
+      continue;
+    }
+    hn::Store(scaled, d, step);
     for (int64_t j = 0; j < n; ++j) to[(i + j) * stride] = step[j];
   }
 }
@@ -302,8 +307,9 @@ void load_queries_as(const Problem& p, const Block& block, const Scratch& scratc
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t rows = round_up(block.num_rows(), lanes);
   const float factor = score_factor(p);
-  for (int64_t begin = 0, n; begin < rows; begin += n) {
-    n = tile_rows(rows - begin, lanes);
+  const bool few = suits_few_rows(p, block);
+  for (int64_t begin = 0, n; begin < block.num_rows(); begin += n) {
+    n = few ? few_rows_stride(block.num_rows()) : tile_rows(rows - begin, lanes);
     float* tile = scratch.queries + begin * p.head_dim;
     for (int64_t i = 0; i < n; ++i) {
       load_row<Dot>(p, block, begin + i, factor, scratch, tile + i, n);

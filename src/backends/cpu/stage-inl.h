@@ -155,10 +155,10 @@ HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange 
   }
 }
 
-inline void reset(const State& state, int64_t rows, int64_t value_stride) {
+inline void reset(const State& state, int64_t rows, int64_t acc_size) {
   std::fill_n(state.max, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.sum, rows, 0.0f);
-  std::fill_n(state.acc, rows * value_stride, 0.0f);
+  std::fill_n(state.acc, acc_size, 0.0f);
 }
 
 template <class T>
