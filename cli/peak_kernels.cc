@@ -102,6 +102,7 @@ namespace {
 // Best first.
 constexpr PeakKernels kPeakKernels[] = {
 #if HWY_TARGETS & HWY_AVX3
+    N_AVX3::peak_kernels("amx_bf16"),
     N_AVX3::peak_kernels("avx512_bf16"),  // in float32, whatever the target can do with others
     N_AVX3::peak_kernels("avx512"),
 #endif

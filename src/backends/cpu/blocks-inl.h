@@ -20,6 +20,14 @@ namespace HWY_NAMESPACE {
 template <class Dot>
 struct Blocks;
 
+// GCC 12 calls it an error where a sanitizer has rewritten the loop of a vector of one lane.
+#undef PAGEFILL_UNROLL_TWICE
+#if HWY_TARGET == HWY_SCALAR
+#define PAGEFILL_UNROLL_TWICE
+#else
+#define PAGEFILL_UNROLL_TWICE _Pragma("GCC unroll 2")
+#endif
+
 #define PAGEFILL_DOT FloatDot
 #define PAGEFILL_DOT_ATTR HWY_ATTR
 #include "backends/cpu/blocks_body-inl.h"

@@ -25,7 +25,7 @@ struct Blocks<PAGEFILL_DOT> {
     FloatVec s20 = s00, s21 = s00, s22 = s00, s30 = s00, s31 = s00, s32 = s00;
     FloatVec s40 = s00, s41 = s00, s42 = s00, s50 = s00, s51 = s00, s52 = s00;
     FloatVec s60 = s00, s61 = s00, s62 = s00, s70 = s00, s71 = s00, s72 = s00;
-#pragma GCC unroll 2
+    PAGEFILL_UNROLL_TWICE
     for (int64_t i = 0; i < head_dim / Dot::kElements; ++i) {
       const FloatVec q0 = hn::Load(d, queries);
       const FloatVec q1 = kVectors > 1 ? hn::Load(d, queries + n) : q0;
@@ -93,7 +93,7 @@ struct Blocks<PAGEFILL_DOT> {
     begin /= Dot::kElements, end /= Dot::kElements;  // whole units
     values += begin * kVectors * n;
     weights += begin * tile_rows;
-#pragma GCC unroll 2
+    PAGEFILL_UNROLL_TWICE
     for (int64_t k = begin; k < end; ++k) {
       const FloatVec v0 = hn::Load(d, values);
       const FloatVec v1 = kVectors > 1 ? hn::Load(d, values + n) : v0;

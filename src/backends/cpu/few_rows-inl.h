@@ -153,6 +153,26 @@ HWY_INLINE void softmax_row(float* HWY_RESTRICT scores, int64_t begin, int64_t e
   sum = hn::GetLane(hn::MulAdd(hn::Set(d, sum), scale, added));
 }
 
+// The scores of row r of the block, of the keys [begin, end) of a tile, whole vectors, become its weights;
+// it takes the keys `keys` of the tile.
+template <class Dot>
+HWY_INLINE void weigh_row(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
+                          int64_t begin, int64_t end, float* HWY_RESTRICT scores,
+                          const Scratch& scratch, const State& state, float& rescale) {
+  const bool quantised = is_quantised(p.key_cache.dtype);
+  if (quantised) scale_row(scores, begin, end, kv.key_scale);
+  if (p.attn_logits_soft_cap) {
+    soft_cap_scores(scores + begin, end - begin, *p.attn_logits_soft_cap * kLog2E);
+  }
+  if (p.mask.masked_keys_count) {
+    select_row<false>(scores, begin, end, scratch.visible_begin[r] - kv.start,
+                      scratch.visible_end[r] - kv.start, p.mask_value * kLog2E);
+  }
+  if (!covers(keys, begin, end)) select_row<true>(scores, begin, end, keys.begin, keys.end, 0);
+  softmax_row<Dot>(scores, begin, end, state.max[r], state.sum[r], rescale);
+  if (quantised) scale_row(scores, begin, end, kv.value_scale);
+}
+
 // Rows [row, row + num_rows), which take the same keys [begin, end). Rows past the block's last may be
 // computed with it: they stand in for it.
 template <class T, class Dot>
@@ -193,20 +213,8 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, flo
       keys[r] = intersect({kv.begin, kv.end}, {scratch.attended_begin[r] - kv.start,
                                                scratch.attended_end[r] - kv.start});
       if (keys[r].empty()) continue;
-      float* scores = scratch.scores + r * kTileKv;
-      if constexpr (kIsQuantised<T>) scale_row(scores, begin, end, kv.key_scale);
-      if (p.attn_logits_soft_cap) {
-        soft_cap_scores(scores + begin, end - begin, *p.attn_logits_soft_cap * kLog2E);
-      }
-      if (p.mask.masked_keys_count) {
-        select_row<false>(scores, begin, end, scratch.visible_begin[r] - kv.start,
-                          scratch.visible_end[r] - kv.start, p.mask_value * kLog2E);
-      }
-      if (!covers(keys[r], begin, end)) {
-        select_row<true>(scores, begin, end, keys[r].begin, keys[r].end, 0);
-      }
-      softmax_row<Dot>(scores, begin, end, state.max[r], state.sum[r], scratch.rescale[r]);
-      if constexpr (kIsQuantised<T>) scale_row(scores, begin, end, kv.value_scale);
+      weigh_row<Dot>(p, kv, r, keys[r], begin, end, scratch.scores + r * kTileKv, scratch, state,
+                     scratch.rescale[r]);
     }
     for (int64_t r = 0, after; r < num_rows; r = after) {
       for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {

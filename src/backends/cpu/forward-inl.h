@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include "backends/cpu/amx-inl.h"
 #include "backends/cpu/blocks-inl.h"
 #include "backends/cpu/config.h"
 #include "backends/cpu/few_rows-inl.h"
@@ -201,7 +202,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
     if constexpr (Dot::kElements == 1) {
       finite = stage_values<T>(p, kv, value_stride, scratch.values);
     } else {
-      finite = stage_value_pairs(p, kv, value_stride, scratch.values);
+      finite = stage_value_pairs(p, kv, kKeyStep, value_stride, scratch.values);
     }
     for (int64_t t = 0; t < num_tiles; ++t) {
       const KeyRange keys = intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
@@ -276,11 +277,10 @@ inline void load_query_row(const TensorView& query, int64_t offset, int64_t head
   }
 }
 
-// One row of the block into column `column` of its tile.
-template <class Dot>
-void load_row(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
-              float* column, int64_t stride) {
-  // The lanes past the last row of a block repeat it.
+// The ranges of keys of row r of the block; returns the offset of its query. The lanes past the last row
+// repeat it.
+inline int64_t load_ranges(const Problem& p, const Block& block, int64_t r,
+                           const Scratch& scratch) {
   const int64_t row = block.row_begin + std::min(r, block.num_rows() - 1);
   const int64_t token = row / p.group, q_head = block.kv_head * p.group + row % p.group;
   const int64_t position = block.seq.position(token);
@@ -290,8 +290,14 @@ void load_row(const Problem& p, const Block& block, int64_t r, float factor, con
   scratch.attended_end[r] = static_cast<int32_t>(attended.end);
   scratch.visible_begin[r] = static_cast<int32_t>(visible.begin);
   scratch.visible_end[r] = static_cast<int32_t>(visible.end);
-  const int64_t offset =
-      (block.seq.query_start + token) * p.query.strides[0] + q_head * p.query.strides[1];
+  return (block.seq.query_start + token) * p.query.strides[0] + q_head * p.query.strides[1];
+}
+
+// One row of the block into column `column` of its tile.
+template <class Dot>
+void load_row(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
+              float* column, int64_t stride) {
+  const int64_t offset = load_ranges(p, block, r, scratch);
   if constexpr (Dot::kElements == 1) {
     load_query_row(p.query, offset, p.head_dim, factor, column, stride);
   } else {
@@ -457,8 +463,32 @@ inline Kernel pair_kernel() {
   };
   return pairs;
 }
+
+// The queries of a block as AMX takes them: bfloat16 [rows][head_dim].
+inline void load_amx_queries(const Problem& p, const Block& block, const Scratch& scratch) {
+  auto* to = reinterpret_cast<bfloat16*>(scratch.queries);
+  for (int64_t r = 0; r < round_up(block.num_rows(), kAmxSide); ++r, to += p.head_dim) {
+    const int64_t offset = load_ranges(p, block, r, scratch);
+    std::copy_n(static_cast<const bfloat16*>(p.query.data) + offset, p.head_dim, to);
+  }
+}
+
+inline Kernel amx_kernel() {
+  Kernel amx = kernel();
+  amx.target = "amx_bf16";
+  amx.load_queries = [](const Problem& p, const Block& block, const Scratch& scratch) {
+    return (suits_amx(p) ? load_amx_queries : load_queries_as<FloatDot>)(p, block, scratch);
+  };
+  amx.attend_segment = [](const Problem& p, const Block& block, KeyRange segment,
+                          const Scratch& scratch, const State& state) {
+    if (suits_amx(p)) return attend_amx(p, block, segment, score_factor(p), scratch, state);
+    attend_segment(p, block, segment, scratch, state);
+  };
+  return amx;
+}
 #else
 inline Kernel pair_kernel() { return {}; }
+inline Kernel amx_kernel() { return {}; }
 #endif
 
 }  // namespace HWY_NAMESPACE

@@ -20,10 +20,17 @@
 #include "backends/cpu/targets.h"
 
 #if HWY_ONCE
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace pagefill::cpu {
 
 HWY_EXPORT(kernel);
 HWY_EXPORT(pair_kernel);
+HWY_EXPORT(amx_kernel);
 
 namespace {
 
@@ -32,13 +39,29 @@ struct Entry {
   Kernel kernel;
 };
 
-bool has_pair_instructions() {
 #if HWY_ARCH_X86
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
+// The processor has AMX for bfloat16, and Linux lets this process use its registers.
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & (kAmxBf16 | kAmxTile)) != (kAmxBf16 | kAmxTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+
+bool has_instructions(Pairs pairs) {
+  if (pairs == Pairs::kAmx) return has_amx() && __builtin_cpu_supports("avx512bf16");
+  return pairs == Pairs::kNone || __builtin_cpu_supports("avx512bf16");
+}
+
+// On Sapphire Rapids AVX512-BF16 does less than float32: 933 and 1337 GFLOP/s on 16 threads at 512 queries @
+// 4096. On Zen 4 it does 160 % of the float32 peak, and float32 88 %.
+bool pairs_are_slow() { return __builtin_cpu_is("intel"); }
+#else
+bool has_instructions(Pairs pairs) { return pairs == Pairs::kNone; }
+bool pairs_are_slow() { return false; }
+#endif
 
 Kernel kernel_of(const TargetRow& row) {
   hwy::ChosenTarget chosen;
@@ -46,7 +69,14 @@ Kernel kernel_of(const TargetRow& row) {
   constexpr size_t kTableSize = std::size(HWY_DISPATCH_TABLE(kernel));
   // Highway's table has a single entry where a single target is compiled.
   const size_t index = kTableSize == 1 ? 0 : chosen.GetIndex();
-  return row.pairs ? HWY_DISPATCH_TABLE(pair_kernel)[index]() : HWY_DISPATCH_TABLE(kernel)[index]();
+  switch (row.pairs) {
+    case Pairs::kAmx:
+      return HWY_DISPATCH_TABLE(amx_kernel)[index]();
+    case Pairs::kAvx512Bf16:
+      return HWY_DISPATCH_TABLE(pair_kernel)[index]();
+    default:
+      return HWY_DISPATCH_TABLE(kernel)[index]();
+  }
 }
 
 const std::vector<Entry>& entries() {
@@ -55,11 +85,16 @@ const std::vector<Entry>& entries() {
     for (const TargetRow& row : kTargets) {
       if ((row.bit & HWY_TARGETS) == 0) continue;
       const bool supported = (row.bit & (hwy::SupportedTargets() | HWY_EMU128 | HWY_SCALAR)) != 0;
-      const bool available = supported && (!row.pairs || has_pair_instructions());
-      found.push_back({{row.name, row.description, available, row.pairs}, {}});
+      const bool available = supported && has_instructions(row.pairs);
+      const bool has_pairs = row.pairs != Pairs::kNone;
+      found.push_back({{row.name, row.description, available, has_pairs}, {}});
       // Asking a kernel for its lanes runs its instructions.
       if (available) found.back().kernel = kernel_of(row);
     }
+    const auto slow = std::find_if(found.begin(), found.end(), [](const Entry& entry) {
+      return entry.info.name == "avx512_bf16" && pairs_are_slow();
+    });
+    if (slow != found.end()) std::iter_swap(slow, slow + 1);  // behind avx512
     return found;
   }();
   return all;

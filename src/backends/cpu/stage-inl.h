@@ -224,15 +224,15 @@ HWY_INLINE bool copy_value_pairs(const bfloat16* even, const bfloat16* odd, int6
 // A row of any dtype whose elements are all 0.
 inline constexpr bfloat16 kZeroRow[kMaxHeadDim] = {};
 
-// As stage_values, of bfloat16 and in pairs of keys.
-HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t value_stride,
-                                  float* values) {
+// As stage_values, of bfloat16 and in pairs of keys; whole granules of keys.
+HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t granule,
+                                  int64_t value_stride, float* values) {
   bool finite = true;
   const auto row = [&](int64_t k) {
     const bool exists = tile.begin <= k && k < tile.end;
     return exists ? static_cast<const bfloat16*>(tile.values[k]) : kZeroRow;
   };
-  for (int64_t k = round_down(tile.begin, kKeyStep); k < round_up(tile.end, kKeyStep); k += 2) {
+  for (int64_t k = round_down(tile.begin, granule); k < round_up(tile.end, granule); k += 2) {
     finite &= copy_value_pairs(row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
   }
   return finite;

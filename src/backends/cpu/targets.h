@@ -8,17 +8,22 @@
 
 namespace pagefill::cpu {
 
+// What a target adds to Highway's: instructions for pairs of bfloat16, which Highway 1.0.3 does not know.
+enum class Pairs { kNone, kAvx512Bf16, kAmx };
+
 struct TargetRow {
   int64_t bit;       // Highway's
   const char* name;  // as PAGEFILL_CPU_TARGET takes it
   const char* description;
-  bool pairs = false;  // with instructions for pairs of bfloat16, which Highway does not know
+  Pairs pairs = Pairs::kNone;
 };
 
 // Best first.
 inline constexpr TargetRow kTargets[] = {
 #if HWY_ARCH_X86
-    {HWY_AVX3, "avx512_bf16", "AVX-512 with AVX512-BF16: 16 lanes of pairs of bfloat16", true},
+    {HWY_AVX3, "amx_bf16", "AVX-512, and AMX where query and cache are bfloat16", Pairs::kAmx},
+    {HWY_AVX3, "avx512_bf16", "AVX-512, and AVX512-BF16 where query and cache are bfloat16",
+     Pairs::kAvx512Bf16},
     {HWY_AVX3, "avx512", "AVX-512 F, BW, DQ, VL: 16 lanes"},
     {HWY_AVX2, "avx2", "AVX2 with FMA: 8 lanes"},
     {HWY_SSE4, "sse4", "SSE4: 4 lanes, multiply and add apart"},
@@ -37,7 +42,7 @@ inline constexpr TargetRow kTargets[] = {
 // The name of Highway's target itself.
 constexpr const char* target_name(int64_t bit) {
   for (const TargetRow& row : kTargets) {
-    if (row.bit == bit && !row.pairs) return row.name;
+    if (row.bit == bit && row.pairs == Pairs::kNone) return row.name;
   }
   return "unknown";
 }
