@@ -1,6 +1,6 @@
-// The arithmetic of one KV tile and one row tile: scores, softmax, weighted values. Lanes are rows, so
-// that rows never mix and a row's bits do not depend on which lane, or how wide a tile, it has. Compiled
-// once for each target.
+// One KV tile and one row tile, between the two products of blocks-inl.h: scales, cap, mask, softmax. Lanes
+// are rows, so that rows never mix and a row's bits do not depend on which lane, or how wide a tile, it has.
+// Compiled once for each target.
 #if defined(PAGEFILL_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PAGEFILL_CPU_TILE_INL_H_
 #undef PAGEFILL_CPU_TILE_INL_H_
