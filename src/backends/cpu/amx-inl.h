@@ -140,23 +140,78 @@ inline bool suits_amx(const Problem& p) {
 
 // The keys [begin, end) of a tile, whole blocks, as units [head_dim / 2][kTileKv].
 HWY_INLINE void transpose_keys(const Problem& p, const KvTile& kv, int64_t begin, int64_t end,
-                               uint32_t* HWY_RESTRICT to) {
+                               uint32_t* HWY_RESTRICT to, FetchAhead& ahead) {
   const UnitTag d;
   for (int64_t k = begin; k < end; k += kAmxSide) {
     for (int64_t at = 0; at < p.head_dim * 2; at += kPieceBytes) {
       UnitVec units[4];
       transpose_piece(kv.keys + k, at, units);
       for (int64_t u = 0; u < 4; ++u) hn::Store(units[u], d, to + (at / 4 + u) * kTileKv + k);
+      ahead.fetch_some();
     }
   }
 }
 
-HWY_INLINE void multiply_row(float* HWY_RESTRICT scores, int64_t begin, int64_t end, float factor) {
+// Vector `index` of a row's scores, as they enter the softmax.
+HWY_INLINE FloatVec amx_scores(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
+                               FloatVec s, int64_t index, const Scratch& scratch) {
+  const FloatTag d;
+  const IntTag di;
+  if (p.attn_logits_soft_cap) {
+    s = hn::Mul(tanh_log2(d, s), hn::Set(d, *p.attn_logits_soft_cap * kLog2E));
+  }
+  const auto key = hn::Iota(di, static_cast<int32_t>(index * kAmxSide));
+  const auto inside = [&](int64_t first, int64_t last) HWY_ATTR {
+    return hn::RebindMask(d, hn::AndNot(hn::Lt(key, hn::Set(di, static_cast<int32_t>(first))),
+                                        hn::Lt(key, hn::Set(di, static_cast<int32_t>(last)))));
+  };
+  if (p.mask.masked_keys_count) {
+    const auto visible =
+        inside(scratch.visible_begin[r] - kv.start, scratch.visible_end[r] - kv.start);
+    s = hn::IfThenElse(visible, s, hn::Add(s, hn::Set(d, p.mask_value * kLog2E)));
+  }
+  const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  return hn::IfThenElse(inside(keys.begin, keys.end), s, minus_infinity);
+}
+
+// The scores of row r of the block become its weights, bfloat16 [kTileKv] in their place; it takes the keys
+// `keys` of the tile, the others weigh 0. Their sum is that of four vectors and then a tree, whatever is
+// masked. All of it stays in registers: with a pass for each step the softmax took two thirds of the time.
+HWY_INLINE void weigh_amx_row(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
+                              float factor, float* scores, const Scratch& scratch,
+                              const State& state, float& rescale) {
   const FloatTag d;
   const FloatVec by = hn::Set(d, factor);
-  for (int64_t k = begin; k < end; k += kAmxSide) {
-    hn::Store(hn::Mul(hn::Load(d, scores + k), by), d, scores + k);
+  FloatVec s0 = hn::Mul(hn::Load(d, scores), by);
+  FloatVec s1 = hn::Mul(hn::Load(d, scores + kAmxSide), by);
+  FloatVec s2 = hn::Mul(hn::Load(d, scores + 2 * kAmxSide), by);
+  FloatVec s3 = hn::Mul(hn::Load(d, scores + 3 * kAmxSide), by);
+  if (p.attn_logits_soft_cap || p.mask.masked_keys_count || keys.size() < kTileKv) {
+    s0 = amx_scores(p, kv, r, keys, s0, 0, scratch);
+    s1 = amx_scores(p, kv, r, keys, s1, 1, scratch);
+    s2 = amx_scores(p, kv, r, keys, s2, 2, scratch);
+    s3 = amx_scores(p, kv, r, keys, s3, 3, scratch);
   }
+  const float old_max = state.max[r];
+  const FloatVec m = hn::Max(hn::Max(s0, s1), hn::Max(s2, s3));
+  const FloatVec new_max = hn::Max(hn::MaxOfLanes(d, m), hn::Set(d, old_max));
+  const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const FloatVec base = hn::IfThenZeroElse(hn::Eq(new_max, minus_infinity), new_max);
+  rescale = 1;  // 2^0, where the maximum stays
+  if (const float max = hn::GetLane(new_max); max != old_max) {
+    rescale = hn::GetLane(exp2_nonpositive(d, hn::Sub(hn::Set(d, old_max), base)));
+    state.max[r] = max;
+  }
+  const FloatVec w0 = exp2_nonpositive(d, hn::Sub(s0, base));
+  const FloatVec w1 = exp2_nonpositive(d, hn::Sub(s1, base));
+  const FloatVec w2 = exp2_nonpositive(d, hn::Sub(s2, base));
+  const FloatVec w3 = exp2_nonpositive(d, hn::Sub(s3, base));
+  const FloatVec added = hn::SumOfLanes(d, hn::Add(hn::Add(w0, w1), hn::Add(w2, w3)));
+  state.sum[r] = hn::GetLane(hn::MulAdd(hn::Set(d, state.sum[r]), hn::Set(d, rescale), added));
+  const hn::Repartition<uint16_t, FloatTag> d16;
+  auto* weights = reinterpret_cast<uint16_t*>(scores);
+  hn::Store(PairDot::round(w0, w1), d16, weights);
+  hn::Store(PairDot::round(w2, w3), d16, weights + 2 * kAmxSide);
 }
 
 // acc[row] *= rescale[row], for the rows whose maximum rose.
@@ -257,9 +312,7 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
       std::fill_n(row_scores, kTileKv, 0.0f);
       continue;
     }
-    multiply_row(row_scores, begin, end, factor);
-    weigh_row<PairDot>(p, kv, row + r, keys[r], begin, end, row_scores, scratch, state,
-                       scratch.rescale[r]);
+    weigh_amx_row(p, kv, row + r, keys[r], factor, row_scores, scratch, state, scratch.rescale[r]);
   }
   float* acc = state.acc + row * value_stride;
   rescale_rows(num_rows, scratch.rescale, value_stride, acc);
@@ -283,11 +336,12 @@ inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, f
   reset(state, rows, rows * value_stride);
   const AmxTiles tiles;
   FetchAhead ahead(p, 2);
-  const int64_t steps = ceil_div(rows, kAmxBlock) * (kTileKv / kAmxBlock);
+  const int64_t steps = kTileKv / kAmxSide * (p.head_dim * 2 / kPieceBytes) +
+                        ceil_div(rows, kAmxBlock) * (kTileKv / kAmxBlock);
   for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     ahead.plan(next, steps);
     const int64_t begin = round_down(kv.begin, kAmxBlock), end = round_up(kv.end, kAmxBlock);
-    transpose_keys(p, kv, begin, end, reinterpret_cast<uint32_t*>(scratch.keys));
+    transpose_keys(p, kv, begin, end, reinterpret_cast<uint32_t*>(scratch.keys), ahead);
     const bool finite = stage_value_pairs(p, kv, kAmxBlock, value_stride, scratch.values);
     for (int64_t row = 0; row < rows; row += kAmxBlock) {
       attend_amx_tile(p, block, row, std::min(kAmxBlock, rows - row), kv, finite, factor, scratch,

@@ -198,12 +198,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
   for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     ahead.plan(next, steps);
     stage_keys<T, Dot>(p, kv, scratch);
-    bool finite;
-    if constexpr (Dot::kElements == 1) {
-      finite = stage_values<T>(p, kv, value_stride, scratch.values);
-    } else {
-      finite = stage_value_pairs(p, kv, kKeyStep, value_stride, scratch.values);
-    }
+    const bool finite = stage_values<T>(Dot(), p, kv, value_stride, scratch.values);
     for (int64_t t = 0; t < num_tiles; ++t) {
       const KeyRange keys = intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
       if (keys.empty()) continue;

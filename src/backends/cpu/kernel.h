@@ -35,7 +35,9 @@ struct State {
 };
 
 // One worker's memory for one block. Row tiles follow one another; a tile of n rows keeps its queries as
-// [head_dim][n].
+// [head_dim][n]. Operands that are pairs of bfloat16 share a float: half as many units. Few rows have one
+// tile, of few_rows_stride rows, and scores [rows][kTileKv]; AMX has queries [rows][head_dim], scores
+// [rows][kTileKv], and keys [head_dim / 2][kTileKv].
 struct Scratch {
   float* queries = nullptr;           // [rows * head_dim], multiplied by the score factor; or pairs
   int32_t* attended_begin = nullptr;  // [rows]: keys that take part
@@ -52,7 +54,8 @@ struct Scratch {
 };
 
 // Rows of the row tile that begins where `rows_left` rows (whole vectors) are left: the widest, but two of
-// two vectors rather than one of three and one of one, whose 4 accumulators would wait for each other.
+// two vectors rather than one of three and one of one, whose 4 accumulators (of 16 registers) would wait
+// for each other.
 constexpr int64_t tile_rows(int64_t rows_left, int64_t lanes) {
   const int64_t vectors = rows_left / lanes;
   return lanes * (vectors == kMaxRowVectors + 1 ? 2 : std::min<int64_t>(kMaxRowVectors, vectors));

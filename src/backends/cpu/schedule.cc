@@ -10,9 +10,9 @@
 namespace pagefill::cpu {
 namespace {
 
-// Below this much work (rows x keys) a task costs more to hand out than to do: about 10 microseconds at
-// head dim 128.
-constexpr int64_t kMinTaskWork = 16 * 1024;
+// Below this much work (rows x keys) a task costs more to hand out than to do: one row of a segment is about
+// 25 microseconds at head dim 128.
+constexpr int64_t kMinTaskWork = kSegmentKv;
 
 // Blocks are split into segments where there are fewer than this many blocks' worth of equal work a
 // worker; then the largest task is at most a quarter of a worker's share.

@@ -92,6 +92,8 @@ inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, 
   gather_scale(p, p.value_scale, block, tile, tile.value_scale);
 }
 
+inline constexpr int64_t kLine = 64;  // bytes of a cache line
+
 // Asks for the rows of the next KV tile while the present one is computed: a few lines at a time, since a
 // burst of them would fill the core's miss buffers. Without it the staging waits for the third-level
 // cache, 6 % of a prefill's time.
@@ -127,8 +129,6 @@ class FetchAhead {
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-
   int64_t key_bytes_, value_bytes_;  // of a row
   int64_t bytes_a_step_ = 0;
   int64_t owed_ = 0;
@@ -192,51 +192,8 @@ HWY_INLINE bool copy_values(const T* from, int64_t v_head_dim, int64_t value_str
   return hn::AllTrue(d, hn::Eq(nan_seen, hn::Zero(d)));
 }
 
-// The same for a pair of rows of bfloat16, whose elements become units.
-HWY_INLINE bool copy_value_pairs(const bfloat16* even, const bfloat16* odd, int64_t v_head_dim,
-                                 int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
-  const hn::CappedTag<uint32_t, 8> d;
-  const hn::Rebind<uint16_t, decltype(d)> d16;
-  const int64_t n = hn::Lanes(d);
-  const int64_t lanes = hn::Lanes(FloatTag());
-  const auto infinity = hn::Set(d, 0x7f80u);
-  auto specials = hn::Zero(d);  // all exponent bits set, in either half
-  for (int64_t c = 0, width; c < v_head_dim; c += width) {
-    width = value_width(value_stride - c, lanes);
-    auto* to = reinterpret_cast<uint32_t*>(values + c * (kTileKv / 2) + k / 2 * width);
-    const int64_t end = std::min(width, v_head_dim - c);
-    for (int64_t i = 0; i < end; i += n) {
-      const auto load = [&](const bfloat16* row) HWY_ATTR {
-        return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(row + c + i)));
-      };
-      const auto low = load(even), high = load(odd);
-      const auto special = [&](hn::Vec<decltype(d)> v) HWY_ATTR {
-        return hn::VecFromMask(d, hn::Eq(hn::And(v, infinity), infinity));
-      };
-      specials = hn::Or(specials, hn::Or(special(low), special(high)));
-      hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), d, to + i);
-    }
-    for (int64_t i = end; i < width; i += n) hn::StoreU(hn::Zero(d), d, to + i);
-  }
-  return hn::AllTrue(d, hn::Eq(specials, hn::Zero(d)));
-}
-
-// A row of any dtype whose elements are all 0.
+// A row of bfloat16 whose elements are all 0.
 inline constexpr bfloat16 kZeroRow[kMaxHeadDim] = {};
-
-// As stage_values, of bfloat16 and in pairs of keys; whole granules of keys.
-HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t granule,
-                                  int64_t value_stride, float* values) {
-  bool finite = true;
-  const auto row = [&](int64_t k) {
-    const bool exists = tile.begin <= k && k < tile.end;
-    return exists ? static_cast<const bfloat16*>(tile.values[k]) : kZeroRow;
-  };
-  for (int64_t k = round_down(tile.begin, granule); k < round_up(tile.end, granule); k += 2) {
-    finite &= copy_value_pairs(row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
-  }
-  return finite;
-}
 
 inline void zero_values(int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
   const int64_t lanes = hn::Lanes(FloatTag());
@@ -265,6 +222,68 @@ HWY_INLINE bool stage_values(const Problem& p, const KvTile& tile, int64_t value
   }
   return finite;
 }
+
+template <class T>
+HWY_INLINE bool stage_values(FloatDot, const Problem& p, const KvTile& tile, int64_t value_stride,
+                             float* values) {
+  return stage_values<T>(p, tile, value_stride, values);
+}
+
+#if HWY_TARGET == HWY_AVX3
+// The same for a pair of rows of bfloat16, whose elements become units, in steps of D.
+template <class D>
+HWY_INLINE bool copy_value_pairs(D d, const bfloat16* even, const bfloat16* odd, int64_t v_head_dim,
+                                 int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
+  const hn::Rebind<uint16_t, D> half;
+  const hn::Repartition<uint16_t, D> d16;
+  const int64_t n = hn::Lanes(d);
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const auto magnitude = hn::Set(d16, uint16_t{0x7fff});
+  auto largest =
+      hn::Zero(d16);  // of the bits without their sign: infinity and NaN are above all others
+  for (int64_t c = 0, width; c < v_head_dim; c += width) {
+    width = value_width(value_stride - c, lanes);
+    auto* to = reinterpret_cast<uint32_t*>(values + c * (kTileKv / 2) + k / 2 * width);
+    const int64_t end = std::min(width, v_head_dim - c);
+    for (int64_t i = 0; i < end; i += n) {
+      const auto load = [&](const bfloat16* row) HWY_ATTR {
+        return hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const uint16_t*>(row + c + i)));
+      };
+      const auto pair = hn::Or(load(even), hn::ShiftLeft<16>(load(odd)));
+      largest = hn::Max(largest, hn::And(hn::BitCast(d16, pair), magnitude));
+      hn::StoreU(pair, d, to + i);
+    }
+    for (int64_t i = end; i < width; i += n) hn::StoreU(hn::Zero(d), d, to + i);
+  }
+  return hn::AllFalse(d16, hn::Gt(largest, hn::Set(d16, uint16_t{0x7f7f})));
+}
+
+// As stage_values, of bfloat16 and in pairs of keys; whole granules of keys.
+HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t granule,
+                                  int64_t value_stride, float* values) {
+  bool finite = true;
+  const auto row = [&](int64_t k) {
+    const bool exists = tile.begin <= k && k < tile.end;
+    return exists ? static_cast<const bfloat16*>(tile.values[k]) : kZeroRow;
+  };
+  for (int64_t k = round_down(tile.begin, granule); k < round_up(tile.end, granule); k += 2) {
+    if (p.v_head_dim % 16 == 0) {
+      const hn::CappedTag<uint32_t, 16> d;
+      finite &= copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
+    } else {
+      const hn::CappedTag<uint32_t, 8> d;
+      finite &= copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
+    }
+  }
+  return finite;
+}
+
+template <class T>
+HWY_INLINE bool stage_values(PairDot, const Problem& p, const KvTile& tile, int64_t value_stride,
+                             float* values) {
+  return stage_value_pairs(p, tile, kKeyStep, value_stride, values);
+}
+#endif
 
 // Where the key of each key of the tile is: in the cache itself, or converted to float32 in
 // `scratch.keys`.

@@ -71,7 +71,6 @@ HWY_INLINE void transpose_piece(const void* const* keys, int64_t at, UnitVec* HW
 
 // Asks for a line of the next KV tile while the same place of this one is computed: it comes from memory
 // meanwhile, whatever the order of the pages.
-inline constexpr int64_t kLine = 64;
 HWY_INLINE void fetch_line(const void* row, int64_t at) {
   __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
 }
