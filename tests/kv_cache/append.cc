@@ -12,14 +12,6 @@
 namespace pagefill::testing {
 namespace {
 
-void expect_appends(const AppendGeometry& geometry) {
-  SCOPED_TRACE(describe(geometry));
-  const AppendCase append(geometry);
-  const Status status = append.call();
-  ASSERT_TRUE(status.ok()) << status.message();
-  append.expect_written();
-}
-
 TEST(AppendKv, ConvertsEveryDtypeToEveryDtype) {
   for (DType from : kFloatDTypes) {
     for (DType to : kFloatDTypes) expect_appends({.tokens_dtype = from, .cache_dtype = to});

@@ -282,4 +282,12 @@ void AppendCase::expect_untouched() const {
   expect_canaries(chosen_value_memory);
 }
 
+void expect_appends(const AppendGeometry& geometry) {
+  SCOPED_TRACE(describe(geometry));
+  const AppendCase append(geometry);
+  const Status status = append.call();
+  ASSERT_TRUE(status.ok()) << status.message();
+  append.expect_written();
+}
+
 }  // namespace pagefill::testing

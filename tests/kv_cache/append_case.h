@@ -60,6 +60,9 @@ struct AppendCase {
   GuardedBuffer keys_memory, values_memory, key_memory, value_memory;  // value_memory: not if fused
 };
 
+// Appends, and fails the test where not all is as it should be.
+void expect_appends(const AppendGeometry& geometry);
+
 // What a number becomes in a dtype, rounded to nearest even in float64 arithmetic.
 double rounded(double value, DType dtype);
 

@@ -18,14 +18,6 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-void expect_appends(const AppendGeometry& geometry) {
-  SCOPED_TRACE(describe(geometry));
-  const AppendCase append(geometry);
-  const Status status = append.call();
-  ASSERT_TRUE(status.ok()) << status.message();
-  append.expect_written();
-}
-
 TEST(AppendKvQuantises, EveryDtypeToEveryDtypeWithScalesOfEveryShape) {
   for (DType from : kFloatDTypes) {
     for (DType to : kQuantisedDTypes) {

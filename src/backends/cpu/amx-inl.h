@@ -132,10 +132,14 @@ HWY_INLINE void multiply_last_column(int64_t tile_rows, AmxMatrix sums, AmxMatri
   }
 }
 
+// Where products of pairs are possible; anything else goes as AVX-512 without them.
+inline bool has_pairs(const Problem& p) {
+  return p.query.dtype == DType::kBFloat16 && p.key_cache.dtype == DType::kBFloat16;
+}
+
 // Where AMX computes, and the shapes that fill its tiles; other shapes go as if it were not there.
 inline bool suits_amx(const Problem& p) {
-  return p.query.dtype == DType::kBFloat16 && p.key_cache.dtype == DType::kBFloat16 &&
-         p.head_dim % (2 * kAmxSide) == 0 && p.v_head_dim % kAmxSide == 0;
+  return has_pairs(p) && p.head_dim % (2 * kAmxSide) == 0 && p.v_head_dim % kAmxSide == 0;
 }
 
 // The keys [begin, end) of a tile, whole blocks, as units [head_dim / 2][kTileKv].
@@ -282,8 +286,7 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
   KeyRange all{kTileKv, 0};
   bool masked = false;
   for (int64_t r = 0; r < num_rows; ++r) {
-    keys[r] = intersect({kv.begin, kv.end}, {scratch.attended_begin[row + r] - kv.start,
-                                             scratch.attended_end[row + r] - kv.start});
+    keys[r] = keys_of_row(scratch, kv, row + r);
     if (!keys[r].empty()) {
       all = {std::min(all.begin, keys[r].begin), std::max(all.end, keys[r].end)};
     }

@@ -210,8 +210,7 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, flo
     score_few_rows<T, Dot>(p, num_rows, stride, kv, next, begin, end, factor, scratch);
     KeyRange keys[kFewRows];  // within the tile, of each row
     for (int64_t r = 0; r < num_rows; ++r) {
-      keys[r] = intersect({kv.begin, kv.end}, {scratch.attended_begin[r] - kv.start,
-                                               scratch.attended_end[r] - kv.start});
+      keys[r] = keys_of_row(scratch, kv, r);
       if (keys[r].empty()) continue;
       weigh_row<Dot>(p, kv, r, keys[r], begin, end, scratch.scores + r * kTileKv, scratch, state,
                      scratch.rescale[r]);

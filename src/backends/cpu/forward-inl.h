@@ -440,11 +440,6 @@ inline Kernel kernel() {
 }
 
 #if HWY_TARGET == HWY_AVX3
-// Products of pairs, where both operands are bfloat16; anything else as AVX-512 without them.
-inline bool has_pairs(const Problem& p) {
-  return p.query.dtype == DType::kBFloat16 && p.key_cache.dtype == DType::kBFloat16;
-}
-
 inline Kernel pair_kernel() {
   Kernel pairs = kernel();
   pairs.target = "avx512_bf16";

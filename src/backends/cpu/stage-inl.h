@@ -92,7 +92,19 @@ inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, 
   gather_scale(p, p.value_scale, block, tile, tile.value_scale);
 }
 
+// The keys of the tile that row r of the block takes, within the tile.
+inline KeyRange keys_of_row(const Scratch& scratch, const KvTile& tile, int64_t r) {
+  return intersect({tile.begin, tile.end},
+                   {scratch.attended_begin[r] - tile.start, scratch.attended_end[r] - tile.start});
+}
+
 inline constexpr int64_t kLine = 64;  // bytes of a cache line
+
+// Asks for a line of the next KV tile while this one is computed: it comes from memory meanwhile, whatever
+// the order of the pages.
+HWY_INLINE void fetch_line(const void* row, int64_t at) {
+  __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
+}
 
 // Asks for the rows of the next KV tile while the present one is computed: a few lines at a time, since a
 // burst of them would fill the core's miss buffers. Without it the staging waits for the third-level
@@ -117,7 +129,7 @@ class FetchAhead {
 
   HWY_INLINE void fetch_some() {
     for (owed_ += bytes_a_step_; owed_ > 0 && row_ != end_; owed_ -= kLine) {
-      __builtin_prefetch(static_cast<const char*>(*row_) + at_, 0, 2);
+      fetch_line(*row_, at_);
       at_ += kLine;
       if (at_ < row_bytes_) continue;
       at_ = 0;
@@ -206,7 +218,7 @@ inline void zero_values(int64_t value_stride, int64_t k, float* HWY_RESTRICT val
 // The tile's values to `values`; rows up to whole key steps become 0. Says whether all are finite, their
 // scales included.
 template <class T>
-HWY_INLINE bool stage_values(const Problem& p, const KvTile& tile, int64_t value_stride,
+HWY_INLINE bool stage_values(FloatDot, const Problem& p, const KvTile& tile, int64_t value_stride,
                              float* values) {
   bool finite = true;
   for (int64_t k = tile.begin; k < tile.end; ++k) {
@@ -221,12 +233,6 @@ HWY_INLINE bool stage_values(const Problem& p, const KvTile& tile, int64_t value
     zero_values(value_stride, k, values);
   }
   return finite;
-}
-
-template <class T>
-HWY_INLINE bool stage_values(FloatDot, const Problem& p, const KvTile& tile, int64_t value_stride,
-                             float* values) {
-  return stage_values<T>(p, tile, value_stride, values);
 }
 
 #if HWY_TARGET == HWY_AVX3

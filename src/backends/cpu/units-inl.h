@@ -69,12 +69,6 @@ HWY_INLINE void transpose_piece(const void* const* keys, int64_t at, UnitVec* HW
   units[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
 }
 
-// Asks for a line of the next KV tile while the same place of this one is computed: it comes from memory
-// meanwhile, whatever the order of the pages.
-HWY_INLINE void fetch_line(const void* row, int64_t at) {
-  __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
-}
-
 // Numbers e of a unit as the operand of Dot: itself, or one number of it as float32.
 template <class T, class Dot>
 inline constexpr int kOperandsOfUnit = 4 / (sizeof(T) * Dot::kElements);
