@@ -333,8 +333,8 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
   }
 }
 
-inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, float factor,
-                       const Scratch& scratch, const State& state) {
+inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
+                       float factor, const Scratch& scratch, const State& state) {
   const int64_t rows = round_up(block.num_rows(), kAmxSide);
   const int64_t value_stride = p.v_head_dim;
   reset(state, rows, rows * value_stride);
@@ -342,7 +342,7 @@ inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, f
   FetchAhead ahead(p, 2);
   const int64_t steps = kTileKv / kAmxSide * (p.head_dim * 2 / kPieceBytes) +
                         ceil_div(rows, kAmxBlock) * (kTileKv / kAmxBlock);
-  for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     ahead.plan(next, steps);
     const int64_t begin = round_down(kv.begin, kAmxBlock), end = round_up(kv.end, kAmxBlock);
     transpose_keys(p, kv, begin, end, reinterpret_cast<uint32_t*>(scratch.keys), ahead);

@@ -165,8 +165,8 @@ struct Blocks<PAGEFILL_DOT> {
   // keys, from d = 0 upwards. `stride` is that of the queries.
   template <class T, int kRows, int kVectors>
   static void score_row_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
-                             float factor, const void* const* keys, const void* const* next_keys,
-                             const void* const* next_values, float* HWY_RESTRICT scores) {
+                             float factor, const void* const* keys, FetchAhead& ahead,
+                             float* HWY_RESTRICT scores) {
     const FloatTag d;
     const int64_t n = hn::Lanes(d);
     FloatVec sums[kRows][kVectors];
@@ -176,7 +176,6 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
     }
     const int64_t bytes = head_dim * static_cast<int64_t>(sizeof(T));
-    int64_t next_at = 0;
     for (int64_t at = 0; at < bytes; at += kPieceBytes) {
       UnitVec units[kVectors][4];
 #pragma GCC unroll 8
@@ -197,14 +196,7 @@ struct Blocks<PAGEFILL_DOT> {
           queries += stride;
         }
       }
-      // As many bytes as were used, and of values too, whose own loop is too short to hide the memory behind.
-      // Row after row: the core's own prefetcher follows that order.
-      for (int64_t line = 0; line < kVectors * n * kPieceBytes / kLine; ++line) {
-        fetch_line(*next_keys, next_at);
-        fetch_line(*next_values, next_at);
-        next_at += kLine;
-        if (next_at >= bytes) ++next_keys, ++next_values, next_at = 0;
-      }
+      if (at % kFetchBytes == 0) ahead.fetch_some();
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {

@@ -26,7 +26,8 @@ namespace HWY_NAMESPACE {
 inline bool suits_few_rows(const Problem&, const Block&) { return false; }
 inline int64_t few_rows_stride(int64_t num_rows) { return num_rows; }
 template <class T, class Dot>
-void attend_few_rows(const Problem&, const Block&, KeyRange, float, const Scratch&, const State&) {}
+void attend_few_rows(const Problem&, const Block&, KeyRange, KeyRange, float, const Scratch&,
+                     const State&) {}
 #else
 
 // What the registers hold for so many rows, as in Blocking: vectors of keys to be scored together, beside
@@ -70,24 +71,34 @@ HWY_INLINE void with_few_rows(int64_t num_rows, const Visitor& visitor) {
   visitor(std::integral_constant<size_t, kIndex>());
 }
 
+// How often score_few_rows asks for some of the next tile.
+template <class T>
+int64_t fetches_of_few_rows(const Problem& p, int64_t num_rows, int64_t num_keys) {
+  const int64_t vectors = num_keys / static_cast<int64_t>(hn::Lanes(FloatTag()));
+  int64_t calls = 0;
+  with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) {
+    constexpr int kTogether = kFewRowsBlocking[kIndex].key_vectors;
+    calls = vectors / kTogether + vectors % kTogether;
+  });
+  return calls * ceil_div(p.head_dim * static_cast<int64_t>(sizeof(T)), kFetchBytes);
+}
+
 // Keys [begin, end), whole vectors, against all rows of the block, and rows that stand in for them.
 template <class T, class Dot>
 HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, int64_t stride, const KvTile& kv,
-                               const KvTile& next, int64_t begin, int64_t end, float factor,
-                               const Scratch& scratch) {
+                               int64_t begin, int64_t end, float factor, const Scratch& scratch,
+                               FetchAhead& ahead) {
   const int64_t n = hn::Lanes(FloatTag());
   with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) HWY_ATTR {
     constexpr FewRowsBlocking kShape = kFewRowsBlocking[kIndex];
     int64_t k = begin;
     for (; k + kShape.key_vectors * n <= end; k += kShape.key_vectors * n) {
       Blocks<Dot>::template score_row_keys<T, kShape.rows, kShape.key_vectors>(
-          scratch.queries, stride, p.head_dim, factor, kv.keys + k, next.keys + k, next.values + k,
-          scratch.scores + k);
+          scratch.queries, stride, p.head_dim, factor, kv.keys + k, ahead, scratch.scores + k);
     }
     for (; k < end; k += n) {
-      Blocks<Dot>::template score_row_keys<T, kShape.rows, 1>(scratch.queries, stride, p.head_dim,
-                                                              factor, kv.keys + k, next.keys + k,
-                                                              next.values + k, scratch.scores + k);
+      Blocks<Dot>::template score_row_keys<T, kShape.rows, 1>(
+          scratch.queries, stride, p.head_dim, factor, kv.keys + k, ahead, scratch.scores + k);
     }
   });
 }
@@ -199,15 +210,17 @@ HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, cons
 }
 
 template <class T, class Dot>
-void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, float factor,
-                     const Scratch& scratch, const State& state) {
+void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
+                     float factor, const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t num_rows = block.num_rows(), stride = few_rows_stride(num_rows);
   const int64_t value_stride = p.v_head_dim;
   reset(state, round_up(num_rows, lanes), stride * value_stride);
-  for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+  FetchAhead ahead(p, sizeof(T));
+  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
-    score_few_rows<T, Dot>(p, num_rows, stride, kv, next, begin, end, factor, scratch);
+    ahead.plan(next, fetches_of_few_rows<T>(p, num_rows, end - begin));
+    score_few_rows<T, Dot>(p, num_rows, stride, kv, begin, end, factor, scratch, ahead);
     KeyRange keys[kFewRows];  // within the tile, of each row
     for (int64_t r = 0; r < num_rows; ++r) {
       keys[r] = keys_of_row(scratch, kv, r);

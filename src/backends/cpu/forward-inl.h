@@ -178,8 +178,8 @@ void attend_tile(const Problem& p, const Block& block, const RowTile& tile, cons
 }
 
 template <class T, class Dot>
-void attend_rows(const Problem& p, const Block& block, KeyRange segment, const Scratch& scratch,
-                 const State& state) {
+void attend_rows(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
+                 const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   const int64_t rows = round_up(block.num_rows(), lanes);
@@ -195,7 +195,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
       num_tiles * (kTileKv / kBlocking.keys) +
       rows / kBlocking.value_rows * ceil_div(value_stride, kBlocking.value_vectors * lanes);
   FetchAhead ahead(p, sizeof(T));
-  for_each_kv_tile(p, block, segment, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
     ahead.plan(next, steps);
     stage_keys<T, Dot>(p, kv, scratch);
     const bool finite = stage_values<T>(Dot(), p, kv, value_stride, scratch.values);
@@ -210,19 +210,19 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, const S
 }
 
 template <class T, class Dot>
-void attend_segment_as(const Problem& p, const Block& block, KeyRange segment,
+void attend_segment_as(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
                        const Scratch& scratch, const State& state) {
   if (suits_few_rows(p, block)) {
-    return attend_few_rows<T, Dot>(p, block, segment, score_factor(p), scratch, state);
+    return attend_few_rows<T, Dot>(p, block, segment, reach, score_factor(p), scratch, state);
   }
-  attend_rows<T, Dot>(p, block, segment, scratch, state);
+  attend_rows<T, Dot>(p, block, segment, reach, scratch, state);
 }
 
 // The state of the block over one segment's keys.
-inline void attend_segment(const Problem& p, const Block& block, KeyRange segment,
+inline void attend_segment(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
                            const Scratch& scratch, const State& state) {
   const auto attend = [&]<class T>(T) {
-    attend_segment_as<T, FloatDot>(p, block, segment, scratch, state);
+    attend_segment_as<T, FloatDot>(p, block, segment, reach, scratch, state);
   };
   switch (p.key_cache.dtype) {
     case DType::kBFloat16:
@@ -446,10 +446,10 @@ inline Kernel pair_kernel() {
   pairs.load_queries = [](const Problem& p, const Block& block, const Scratch& scratch) {
     return (has_pairs(p) ? load_queries_as<PairDot> : load_queries_as<FloatDot>)(p, block, scratch);
   };
-  pairs.attend_segment = [](const Problem& p, const Block& block, KeyRange segment,
+  pairs.attend_segment = [](const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
                             const Scratch& scratch, const State& state) {
-    return (has_pairs(p) ? attend_segment_as<bfloat16, PairDot> : attend_segment)(p, block, segment,
-                                                                                  scratch, state);
+    return (has_pairs(p) ? attend_segment_as<bfloat16, PairDot> : attend_segment)(
+        p, block, segment, reach, scratch, state);
   };
   return pairs;
 }
@@ -469,10 +469,10 @@ inline Kernel amx_kernel() {
   amx.load_queries = [](const Problem& p, const Block& block, const Scratch& scratch) {
     return (suits_amx(p) ? load_amx_queries : load_queries_as<FloatDot>)(p, block, scratch);
   };
-  amx.attend_segment = [](const Problem& p, const Block& block, KeyRange segment,
+  amx.attend_segment = [](const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
                           const Scratch& scratch, const State& state) {
-    if (suits_amx(p)) return attend_amx(p, block, segment, score_factor(p), scratch, state);
-    attend_segment(p, block, segment, scratch, state);
+    if (suits_amx(p)) return attend_amx(p, block, segment, reach, score_factor(p), scratch, state);
+    attend_segment(p, block, segment, reach, scratch, state);
   };
   return amx;
 }

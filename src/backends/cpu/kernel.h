@@ -67,8 +67,10 @@ struct Kernel {
 
   // Queries into `scratch`, with each row's ranges of keys.
   void (*load_queries)(const Problem&, const Block&, const Scratch&);
-  // The state of the block over one segment's keys, from the identity.
-  void (*attend_segment)(const Problem&, const Block&, KeyRange keys, const Scratch&, const State&);
+  // The state of the block over one segment's keys, from the identity. The worker goes on with those of
+  // `reach` behind them, and so fetches them ahead.
+  void (*attend_segment)(const Problem&, const Block&, KeyRange segment, KeyRange reach,
+                         const Scratch&, const State&);
   // total = total merged with part, in this order.
   void (*merge)(const Problem&, const Block&, const State& total, const State& part);
   // Sinks, division, rounding; writes output and lse.

@@ -204,9 +204,11 @@ namespace {
 // Segments one after another, merged in order: what split blocks do in parallel.
 void run_block(const Problem& p, const Kernel& kernel, const Task& task, const Scratch& scratch) {
   kernel.load_queries(p, task.block, scratch);
-  kernel.attend_segment(p, task.block, segment_keys(task.keys, 0), scratch, scratch.total);
+  kernel.attend_segment(p, task.block, segment_keys(task.keys, 0), task.keys, scratch,
+                        scratch.total);
   for (int64_t i = 1; i < num_segments(task.keys); ++i) {
-    kernel.attend_segment(p, task.block, segment_keys(task.keys, i), scratch, scratch.part);
+    kernel.attend_segment(p, task.block, segment_keys(task.keys, i), task.keys, scratch,
+                          scratch.part);
     kernel.merge(p, task.block, scratch.total, scratch.part);
   }
   kernel.write_output(p, task.block, scratch.total);
@@ -217,7 +219,7 @@ void run_segment(const Problem& p, const Kernel& kernel, const Task& task, const
                  const Schedule& schedule) {
   const auto states = schedule.states.subspan(task.first_state, task.num_segments);
   kernel.load_queries(p, task.block, scratch);
-  kernel.attend_segment(p, task.block, task.keys, scratch, states[task.segment]);
+  kernel.attend_segment(p, task.block, task.keys, task.keys, scratch, states[task.segment]);
   if (schedule.segments_left[task.first_state].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
   for (int32_t i = 1; i < task.num_segments; ++i) kernel.merge(p, task.block, states[0], states[i]);
   kernel.write_output(p, task.block, states[0]);

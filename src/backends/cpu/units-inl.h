@@ -27,6 +27,9 @@ using UnitVec = hn::Vec<UnitTag>;
 // Keys are transposed in pieces of 16 bytes, four units of 32 bits, whatever the dtype.
 inline constexpr int64_t kPieceBytes = 16;
 
+// Some of the next KV tile is asked for after every so many bytes of the keys.
+inline constexpr int64_t kFetchBytes = 2 * kPieceBytes;
+
 HWY_INLINE const uint32_t* units_at(const void* key, int64_t at) {
   return reinterpret_cast<const uint32_t*>(static_cast<const char*>(key) + at);
 }
