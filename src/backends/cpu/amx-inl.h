@@ -27,6 +27,7 @@ inline constexpr int64_t kAmxSide = 16;
 inline constexpr int64_t kAmxRowBytes = 64;
 // A block is 2 x 2 tiles of sums, with two of each operand: all eight registers.
 inline constexpr int64_t kAmxBlock = 2 * kAmxSide;
+static_assert(kAmxBlock <= kMaxKeyStep);
 
 // All tiles have 16 rows of 64 bytes. The thread has them from here to the end of the scope.
 class AmxTiles {

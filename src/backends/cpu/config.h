@@ -34,6 +34,8 @@ inline constexpr Blocking kRegisters32{8, 6, 4};  // 24 + 3 + 1 = 28; 24 + 4 + 1
 
 // Rows in lanes take the keys of a tile in steps of 8.
 inline constexpr int64_t kKeyStep = 8;
+// The most keys that any of the loops over keys takes at once (AMX).
+inline constexpr int64_t kMaxKeyStep = 32;
 
 // Up to this many rows, lanes are keys (few_rows-inl.h).
 inline constexpr int64_t kFewRows = 8;

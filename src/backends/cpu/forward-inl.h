@@ -240,35 +240,37 @@ inline void attend_segment(const Problem& p, const Block& block, KeyRange segmen
   }
 }
 
-template <class T>
-HWY_INLINE void load_query_row(const T* from, int64_t head_dim, float factor, float* to,
-                               int64_t stride) {
-  const StepTag d;
-  HWY_ALIGN float step[8];
+// Numbers [0, length) of kRows rows become columns of a matrix [length][stride]; load(r, i) gives those of row
+// r from i on.
+template <int kRows, class D, class Load>
+HWY_INLINE void load_columns(D d, int64_t length, float* to, int64_t stride, const Load& load) {
+  HWY_ALIGN float step[kRows * 8];
   const int64_t n = hn::Lanes(d);
-  for (int64_t i = 0; i < head_dim; i += n) {
-    const auto scaled = hn::Mul(load_floats(d, from + i), hn::Set(d, factor));
-    if (stride == 1) {
-      hn::StoreU(scaled, d, to + i);
-      continue;
+  for (int64_t i = 0; i < length; i += n, to += n * stride) {
+    float* block = stride == kRows ? to : step;
+    if constexpr (kRows == 4) {
+      hn::StoreInterleaved4(load(0, i), load(1, i), load(2, i), load(3, i), d, block);
+    } else if constexpr (kRows == 2) {
+      hn::StoreInterleaved2(load(0, i), load(1, i), d, block);
+    } else {
+      hn::StoreU(load(0, i), d, block);
     }
-    hn::Store(scaled, d, step);
-    for (int64_t j = 0; j < n; ++j) to[(i + j) * stride] = step[j];
+    if (block == to) continue;
+    for (int64_t j = 0; j < n; ++j) {
+      __builtin_memcpy(to + j * stride, step + j * kRows, kRows * sizeof(float));
+    }
   }
 }
 
-inline void load_query_row(const TensorView& query, int64_t offset, int64_t head_dim, float factor,
-                           float* to, int64_t stride) {
-  switch (query.dtype) {
+template <class Visitor>
+HWY_INLINE void with_query(const Problem& p, const Visitor& visitor) {
+  switch (p.query.dtype) {
     case DType::kBFloat16:
-      return load_query_row(static_cast<const bfloat16*>(query.data) + offset, head_dim, factor, to,
-                            stride);
+      return visitor(static_cast<const bfloat16*>(p.query.data));
     case DType::kFloat16:
-      return load_query_row(static_cast<const float16*>(query.data) + offset, head_dim, factor, to,
-                            stride);
+      return visitor(static_cast<const float16*>(p.query.data));
     default:
-      return load_query_row(static_cast<const float*>(query.data) + offset, head_dim, factor, to,
-                            stride);
+      return visitor(static_cast<const float*>(p.query.data));
   }
 }
 
@@ -288,18 +290,26 @@ inline int64_t load_ranges(const Problem& p, const Block& block, int64_t r,
   return (block.seq.query_start + token) * p.query.strides[0] + q_head * p.query.strides[1];
 }
 
-// One row of the block into column `column` of its tile.
-template <class Dot>
-void load_row(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
-              float* column, int64_t stride) {
-  const int64_t offset = load_ranges(p, block, r, scratch);
+// Rows r, r + 1, ... of the block into columns of their tile.
+template <int kRows, class Dot>
+void load_rows(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
+               float* columns, int64_t stride) {
+  int64_t offset[kRows];
+  for (int i = 0; i < kRows; ++i) offset[i] = load_ranges(p, block, r + i, scratch);
   if constexpr (Dot::kElements == 1) {
-    load_query_row(p.query, offset, p.head_dim, factor, column, stride);
+    with_query(p, [&]<class T>(const T* query) HWY_ATTR {
+      const StepTag d;
+      const auto scale = hn::Set(d, factor);
+      load_columns<kRows>(d, p.head_dim, columns, stride, [&](int row, int64_t i) HWY_ATTR {
+        return hn::Mul(load_floats(d, query + offset[row] + i), scale);
+      });
+    });
   } else {
-    const bfloat16* query = static_cast<const bfloat16*>(p.query.data) + offset;
-    for (int64_t i = 0; i < p.head_dim / 2; ++i) {
-      __builtin_memcpy(column + i * stride, query + 2 * i, kUnitBytes);
-    }
+    const auto* query = static_cast<const bfloat16*>(p.query.data);
+    const hn::CappedTag<float, 4> d;  // four pairs divide every head dim
+    load_columns<kRows>(d, p.head_dim / 2, columns, stride, [&](int row, int64_t i) HWY_ATTR {
+      return hn::LoadU(d, reinterpret_cast<const float*>(query + offset[row] + 2 * i));
+    });
   }
 }
 
@@ -312,9 +322,14 @@ void load_queries_as(const Problem& p, const Block& block, const Scratch& scratc
   for (int64_t begin = 0, n; begin < block.num_rows(); begin += n) {
     n = few ? few_rows_stride(block.num_rows()) : tile_rows(rows - begin, lanes);
     float* tile = scratch.queries + begin * p.head_dim;
-    for (int64_t i = 0; i < n; ++i) {
-      load_row<Dot>(p, block, begin + i, factor, scratch, tile + i, n);
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      load_rows<4, Dot>(p, block, begin + i, factor, scratch, tile + i, n);
     }
+    for (; i + 2 <= n; i += 2) {
+      load_rows<2, Dot>(p, block, begin + i, factor, scratch, tile + i, n);
+    }
+    if (i < n) load_rows<1, Dot>(p, block, begin + i, factor, scratch, tile + i, n);
   }
 }
 

@@ -24,8 +24,8 @@ using StepTag = hn::CappedTag<float, 8>;
 template <class T>
 inline constexpr bool kIsQuantised = is_quantised(DTypeOf<T>::value);
 
-// Where the keys and values of one KV tile are. Key k stands at position start + k. The keys
-// around [begin, end) have the places of neighbours; their scores are masked.
+// Where the keys and values of one KV tile are. Key k stands at position start + k. The keys around
+// [begin, end), up to whole steps, have the places of neighbours; their scores are masked.
 struct KvTile {
   int64_t start;
   int64_t begin, end;
@@ -48,11 +48,11 @@ HWY_INLINE void for_each_page(const Problem& p, const Block& block, const KvTile
   }
 }
 
-// Copies the first and last filled elements of an array by key to the rest of the tile.
+// Copies the first and last filled elements of an array by key to the neighbours.
 template <class T>
 HWY_INLINE void fill_up(const KvTile& tile, T* by_key) {
-  std::fill(by_key, by_key + tile.begin, by_key[tile.begin]);
-  std::fill(by_key + tile.end, by_key + kTileKv, by_key[tile.end - 1]);
+  std::fill(by_key + round_down(tile.begin, kMaxKeyStep), by_key + tile.begin, by_key[tile.begin]);
+  std::fill(by_key + tile.end, by_key + round_up(tile.end, kMaxKeyStep), by_key[tile.end - 1]);
 }
 
 inline constexpr int64_t kLine = 64;  // bytes of a cache line
@@ -170,7 +170,8 @@ class FetchAhead {
   int64_t one_ = 1;  // which the compiler does not know
 };
 
-// Calls visitor(tile, next tile) for each KV tile of the segment; after the last tile comes itself.
+// Calls visitor(tile, next tile) for each KV tile of the segment; after the last tile of `reach` comes an
+// empty one.
 template <class Visitor>
 HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange segment,
                                  KeyRange reach, const Visitor& visitor) {
@@ -179,14 +180,18 @@ HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange 
   const int64_t first = round_down(segment.begin, kTileKv);
   const auto gather = [&](int64_t start) {
     KvTile& tile = tiles[(start - first) / kTileKv % 3];
-    if (start < reach.end) gather_tile(p, block, reach, start, tile);
+    if (start < reach.end) {
+      gather_tile(p, block, reach, start, tile);
+    } else {
+      tile.begin = tile.end = 0;
+    }
     return &tile;
   };
   const KvTile* tile = gather(first);
   const KvTile* next = gather(first + kTileKv);
   for (int64_t start = first; start < segment.end; start += kTileKv) {
     const KvTile* after_next = gather(start + 2 * kTileKv);
-    visitor(*tile, start + kTileKv < reach.end ? *next : *tile);
+    visitor(*tile, *next);
     tile = next;
     next = after_next;
   }
