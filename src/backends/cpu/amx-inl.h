@@ -143,7 +143,7 @@ inline bool suits_amx(const Problem& p) {
   return has_pairs(p) && p.head_dim % (2 * kAmxSide) == 0 && p.v_head_dim % kAmxSide == 0;
 }
 
-// The keys [begin, end) of a tile, whole blocks, as units [head_dim / 2][kTileKv].
+// The keys [begin, end) of a tile, whole blocks, as units [head_dim / 2][kAmxTileKv].
 HWY_INLINE void transpose_keys(const Problem& p, const KvTile& kv, int64_t begin, int64_t end,
                                uint32_t* HWY_RESTRICT to, FetchAhead& ahead) {
   const UnitTag d;
@@ -151,7 +151,7 @@ HWY_INLINE void transpose_keys(const Problem& p, const KvTile& kv, int64_t begin
     for (int64_t at = 0; at < p.head_dim * 2; at += kPieceBytes) {
       UnitVec units[4];
       transpose_piece(kv.keys + k, at, units);
-      for (int64_t u = 0; u < 4; ++u) hn::Store(units[u], d, to + (at / 4 + u) * kTileKv + k);
+      for (int64_t u = 0; u < 4; ++u) hn::Store(units[u], d, to + (at / 4 + u) * kAmxTileKv + k);
       ahead.fetch_some();
     }
   }
@@ -179,27 +179,27 @@ HWY_INLINE FloatVec amx_scores(const Problem& p, const KvTile& kv, int64_t r, Ke
   return hn::IfThenElse(inside(keys.begin, keys.end), s, minus_infinity);
 }
 
-// The scores of row r of the block become its weights, bfloat16 [kTileKv] in their place; it takes the keys
-// `keys` of the tile, the others weigh 0. Their sum is that of four vectors and then a tree, whatever is
-// masked. All of it stays in registers: against a pass over memory for each step that took 118.6 to 107.4 ms
-// (best of 5, 512 @ 4096, head dim 128, one thread of a Xeon; 1 % in the medians of 16 threads).
+// The scores of row r of the block become its weights, bfloat16 [kAmxTileKv] in their place; it takes the keys
+// `keys` of the tile, the others weigh 0. Their sum is a tree, the same whatever is masked. All of it stays in
+// registers: against a pass over memory for each step that took 118.6 to 107.4 ms (best of 5, 512 @ 4096, head
+// dim 128, one thread of a Xeon; 1 % in the medians of 16 threads).
 HWY_INLINE void weigh_amx_row(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
                               float factor, float* scores, const Scratch& scratch,
                               const State& state, float& rescale) {
   const FloatTag d;
+  constexpr int kVectors = kAmxTileKv / kAmxSide;
+  static_assert(kVectors == 8);
   const FloatVec by = hn::Set(d, factor);
-  FloatVec s0 = hn::Mul(hn::Load(d, scores), by);
-  FloatVec s1 = hn::Mul(hn::Load(d, scores + kAmxSide), by);
-  FloatVec s2 = hn::Mul(hn::Load(d, scores + 2 * kAmxSide), by);
-  FloatVec s3 = hn::Mul(hn::Load(d, scores + 3 * kAmxSide), by);
-  if (p.attn_logits_soft_cap || p.mask.masked_keys_count || keys.size() < kTileKv) {
-    s0 = amx_scores(p, kv, r, keys, s0, 0, scratch);
-    s1 = amx_scores(p, kv, r, keys, s1, 1, scratch);
-    s2 = amx_scores(p, kv, r, keys, s2, 2, scratch);
-    s3 = amx_scores(p, kv, r, keys, s3, 3, scratch);
+  FloatVec s[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) s[i] = hn::Mul(hn::Load(d, scores + i * kAmxSide), by);
+  if (p.attn_logits_soft_cap || p.mask.masked_keys_count || keys.size() < kAmxTileKv) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) s[i] = amx_scores(p, kv, r, keys, s[i], i, scratch);
   }
   const float old_max = state.max[r];
-  const FloatVec m = hn::Max(hn::Max(s0, s1), hn::Max(s2, s3));
+  const FloatVec m = hn::Max(hn::Max(hn::Max(s[0], s[1]), hn::Max(s[2], s[3])),
+                             hn::Max(hn::Max(s[4], s[5]), hn::Max(s[6], s[7])));
   const FloatVec new_max = hn::Max(hn::MaxOfLanes(d, m), hn::Set(d, old_max));
   const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
   const FloatVec base = hn::IfThenZeroElse(hn::Eq(new_max, minus_infinity), new_max);
@@ -208,16 +208,18 @@ HWY_INLINE void weigh_amx_row(const Problem& p, const KvTile& kv, int64_t r, Key
     rescale = hn::GetLane(exp2_nonpositive(d, hn::Sub(hn::Set(d, old_max), base)));
     state.max[r] = max;
   }
-  const FloatVec w0 = exp2_nonpositive(d, hn::Sub(s0, base));
-  const FloatVec w1 = exp2_nonpositive(d, hn::Sub(s1, base));
-  const FloatVec w2 = exp2_nonpositive(d, hn::Sub(s2, base));
-  const FloatVec w3 = exp2_nonpositive(d, hn::Sub(s3, base));
-  const FloatVec added = hn::SumOfLanes(d, hn::Add(hn::Add(w0, w1), hn::Add(w2, w3)));
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) s[i] = exp2_nonpositive(d, hn::Sub(s[i], base));
+  const FloatVec added =
+      hn::SumOfLanes(d, hn::Add(hn::Add(hn::Add(s[0], s[1]), hn::Add(s[2], s[3])),
+                                hn::Add(hn::Add(s[4], s[5]), hn::Add(s[6], s[7]))));
   state.sum[r] = hn::GetLane(hn::MulAdd(hn::Set(d, state.sum[r]), hn::Set(d, rescale), added));
   const hn::Repartition<uint16_t, FloatTag> d16;
   auto* weights = reinterpret_cast<uint16_t*>(scores);
-  hn::Store(PairDot::round(w0, w1), d16, weights);
-  hn::Store(PairDot::round(w2, w3), d16, weights + 2 * kAmxSide);
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; i += 2) {
+    hn::Store(PairDot::round(s[i], s[i + 1]), d16, weights + i * kAmxSide);
+  }
 }
 
 // acc[row] *= rescale[row], for the rows whose maximum rose.
@@ -241,7 +243,7 @@ HWY_INLINE void add_amx_values(int64_t tile_rows, AmxMatrix weights, float* valu
   const int64_t pairs = (end - begin) / 2;
   for (int64_t first = 0, width; first < value_stride; first += width) {
     width = value_width(value_stride - first, kAmxSide);
-    float* block = values + first * (kTileKv / 2) + begin / 2 * width;
+    float* block = values + first * (kAmxTileKv / 2) + begin / 2 * width;
     int64_t c = 0;
     for (; c + kAmxBlock <= width; c += kAmxBlock) {
       const AmxMatrix b{reinterpret_cast<char*>(block + c), width * 4};
@@ -263,15 +265,15 @@ HWY_INLINE void add_amx_values(int64_t tile_rows, AmxMatrix weights, float* valu
 // 0 * inf. Its values are staged anew without the others, and it is the only row of its tile.
 inline void add_amx_row(const Problem& p, const KvTile& kv, KeyRange keys, const float* weights,
                         float* values, int64_t value_stride, float* acc) {
-  alignas(64) float own_weights[kAmxSide * kTileKv / 2] = {};
+  alignas(64) float own_weights[kAmxSide * kAmxTileKv / 2] = {};
   alignas(64) float own_acc[kAmxSide * kMaxHeadDim] = {};
   KvTile own = kv;
   own.begin = keys.begin;
   own.end = keys.end;
-  stage_value_pairs(p, own, kAmxBlock, value_stride, values);
-  std::copy_n(weights, kTileKv / 2, own_weights);
+  stage_value_pairs(p, own, kAmxTileKv, kAmxBlock, value_stride, values);
+  std::copy_n(weights, kAmxTileKv / 2, own_weights);
   std::copy_n(acc, value_stride, own_acc);
-  add_amx_values(kAmxSide, {reinterpret_cast<char*>(own_weights), kTileKv / 2 * 4}, values,
+  add_amx_values(kAmxSide, {reinterpret_cast<char*>(own_weights), kAmxTileKv / 2 * 4}, values,
                  round_down(keys.begin, kAmxBlock), round_up(keys.end, kAmxBlock), value_stride,
                  {reinterpret_cast<char*>(own_acc), value_stride * 4});
   std::copy_n(own_acc, value_stride, acc);
@@ -284,7 +286,7 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
   const int64_t num_rows = std::min(tile_rows, block.num_rows() - row);
   const int64_t value_stride = p.v_head_dim;
   KeyRange keys[kAmxBlock];  // within the tile, of each row
-  KeyRange all{kTileKv, 0};
+  KeyRange all{kAmxTileKv, 0};
   bool masked = false;
   for (int64_t r = 0; r < num_rows; ++r) {
     keys[r] = keys_of_row(scratch, kv, row + r);
@@ -298,8 +300,8 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
 
   const AmxMatrix queries{reinterpret_cast<char*>(scratch.queries) + row * p.head_dim * 2,
                           p.head_dim * 2};
-  const AmxMatrix scores{reinterpret_cast<char*>(scratch.scores), kTileKv * 4};
-  const AmxMatrix units{reinterpret_cast<char*>(scratch.keys), kTileKv * 4};
+  const AmxMatrix scores{reinterpret_cast<char*>(scratch.scores), kAmxTileKv * 4};
+  const AmxMatrix units{reinterpret_cast<char*>(scratch.keys), kAmxTileKv * 4};
   for (int64_t k = begin; k < end; k += kAmxBlock) {
     const AmxMatrix sums{scores.at(0, k), scores.stride_bytes};
     const AmxMatrix b{units.at(0, k), units.stride_bytes};
@@ -311,10 +313,10 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
     ahead.fetch_some();
   }
   for (int64_t r = 0; r < num_rows; ++r) {
-    float* row_scores = scratch.scores + r * kTileKv;
+    float* row_scores = scratch.scores + r * kAmxTileKv;
     scratch.rescale[r] = 1;
     if (keys[r].empty()) {  // its weights are 0
-      std::fill_n(row_scores, kTileKv, 0.0f);
+      std::fill_n(row_scores, kAmxTileKv, 0.0f);
       continue;
     }
     weigh_amx_row(p, kv, row + r, keys[r], factor, row_scores, scratch, state, scratch.rescale[r]);
@@ -327,10 +329,10 @@ inline void attend_amx_tile(const Problem& p, const Block& block, int64_t row, i
   } else {
     for (int64_t r = 0; r < num_rows; ++r) {
       if (keys[r].empty()) continue;
-      add_amx_row(p, kv, keys[r], scratch.scores + r * kTileKv, scratch.values, value_stride,
+      add_amx_row(p, kv, keys[r], scratch.scores + r * kAmxTileKv, scratch.values, value_stride,
                   acc + r * value_stride);
     }
-    stage_value_pairs(p, kv, kAmxBlock, value_stride, scratch.values);
+    stage_value_pairs(p, kv, kAmxTileKv, kAmxBlock, value_stride, scratch.values);
   }
 }
 
@@ -341,18 +343,20 @@ inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, K
   reset(state, rows, rows * value_stride);
   const AmxTiles tiles;
   FetchAhead ahead(p, 2);
-  const int64_t steps = kTileKv / kAmxSide * (p.head_dim * 2 / kPieceBytes) +
-                        ceil_div(rows, kAmxBlock) * (kTileKv / kAmxBlock);
-  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
-    ahead.plan(next, steps);
-    const int64_t begin = round_down(kv.begin, kAmxBlock), end = round_up(kv.end, kAmxBlock);
-    transpose_keys(p, kv, begin, end, reinterpret_cast<uint32_t*>(scratch.keys), ahead);
-    const bool finite = stage_value_pairs(p, kv, kAmxBlock, value_stride, scratch.values);
-    for (int64_t row = 0; row < rows; row += kAmxBlock) {
-      attend_amx_tile(p, block, row, std::min(kAmxBlock, rows - row), kv, finite, factor, scratch,
-                      state, ahead);
-    }
-  });
+  const int64_t steps = kAmxTileKv / kAmxSide * (p.head_dim * 2 / kPieceBytes) +
+                        ceil_div(rows, kAmxBlock) * (kAmxTileKv / kAmxBlock);
+  for_each_kv_tile(
+      p, block, segment, reach, kAmxTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+        ahead.plan(next, steps);
+        const int64_t begin = round_down(kv.begin, kAmxBlock), end = round_up(kv.end, kAmxBlock);
+        transpose_keys(p, kv, begin, end, reinterpret_cast<uint32_t*>(scratch.keys), ahead);
+        const bool finite =
+            stage_value_pairs(p, kv, kAmxTileKv, kAmxBlock, value_stride, scratch.values);
+        for (int64_t row = 0; row < rows; row += kAmxBlock) {
+          attend_amx_tile(p, block, row, std::min(kAmxBlock, rows - row), kv, finite, factor,
+                          scratch, state, ahead);
+        }
+      });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -10,6 +10,11 @@ namespace pagefill::cpu {
 // A tile begins at an absolute multiple of it, whatever the chunk, so every row adds its keys in the same
 // order.
 inline constexpr int64_t kTileKv = 64;
+// With AMX, which multiplies faster than the L2 cache gives and takes accumulators: it meets each of them half
+// as often. Against 64, on a Xeon, bfloat16, head dim 128: 1.20 times as fast on one thread, 1.11 to 1.15 on 16
+// (512 @ 4096, 2048 @ 8192); one row @ 32768 takes 3 % longer.
+inline constexpr int64_t kAmxTileKv = 128;
+inline constexpr int64_t kMaxTileKv = kAmxTileKv;
 
 // Keys of a segment, the range that one worker may reduce alone. Part of the order of summation of every
 // row, split or not, so that the bits do not depend on the number of threads. 1024 keys let 16 threads

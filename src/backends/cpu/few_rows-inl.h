@@ -217,25 +217,26 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
   const int64_t value_stride = p.v_head_dim;
   reset(state, round_up(num_rows, lanes), stride * value_stride);
   FetchAhead ahead(p, sizeof(T));
-  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
-    const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
-    ahead.plan(next, fetches_of_few_rows<T>(p, num_rows, end - begin));
-    score_few_rows<T, Dot>(p, num_rows, stride, kv, begin, end, factor, scratch, ahead);
-    KeyRange keys[kFewRows];  // within the tile, of each row
-    for (int64_t r = 0; r < num_rows; ++r) {
-      keys[r] = keys_of_row(scratch, kv, r);
-      if (keys[r].empty()) continue;
-      weigh_row<Dot>(p, kv, r, keys[r], begin, end, scratch.scores + r * kTileKv, scratch, state,
-                     scratch.rescale[r]);
-    }
-    for (int64_t r = 0, after; r < num_rows; r = after) {
-      for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {
-      }
-      if (keys[r].empty()) continue;
-      add_few_rows<T, Dot>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end,
-                           value_stride, scratch, state);
-    }
-  });
+  for_each_kv_tile(
+      p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+        const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
+        ahead.plan(next, fetches_of_few_rows<T>(p, num_rows, end - begin));
+        score_few_rows<T, Dot>(p, num_rows, stride, kv, begin, end, factor, scratch, ahead);
+        KeyRange keys[kFewRows];  // within the tile, of each row
+        for (int64_t r = 0; r < num_rows; ++r) {
+          keys[r] = keys_of_row(scratch, kv, r);
+          if (keys[r].empty()) continue;
+          weigh_row<Dot>(p, kv, r, keys[r], begin, end, scratch.scores + r * kTileKv, scratch,
+                         state, scratch.rescale[r]);
+        }
+        for (int64_t r = 0, after; r < num_rows; r = after) {
+          for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {
+          }
+          if (keys[r].empty()) continue;
+          add_few_rows<T, Dot>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end,
+                               value_stride, scratch, state);
+        }
+      });
 }
 #endif
 

@@ -195,18 +195,21 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, KeyRang
       num_tiles * (kTileKv / kBlocking.keys) +
       rows / kBlocking.value_rows * ceil_div(value_stride, kBlocking.value_vectors * lanes);
   FetchAhead ahead(p, sizeof(T));
-  for_each_kv_tile(p, block, segment, reach, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
-    ahead.plan(next, steps);
-    stage_keys<T, Dot>(p, kv, scratch);
-    const bool finite = stage_values<T>(Dot(), p, kv, value_stride, scratch.values);
-    for (int64_t t = 0; t < num_tiles; ++t) {
-      const KeyRange keys = intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
-      if (keys.empty()) continue;
-      const int64_t begin = round_down(keys.begin - kv.start, kKeyStep);
-      const int64_t end = round_up(keys.end - kv.start, kKeyStep);
-      attend_tile<Dot>(p, block, tiles[t], kv, begin, end, finite, lanes, scratch, state, ahead);
-    }
-  });
+  for_each_kv_tile(
+      p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
+        ahead.plan(next, steps);
+        stage_keys<T, Dot>(p, kv, scratch);
+        const bool finite = stage_values<T>(Dot(), p, kv, value_stride, scratch.values);
+        for (int64_t t = 0; t < num_tiles; ++t) {
+          const KeyRange keys =
+              intersect({kv.start + kv.begin, kv.start + kv.end}, tiles[t].attended);
+          if (keys.empty()) continue;
+          const int64_t begin = round_down(keys.begin - kv.start, kKeyStep);
+          const int64_t end = round_up(keys.end - kv.start, kKeyStep);
+          attend_tile<Dot>(p, block, tiles[t], kv, begin, end, finite, lanes, scratch, state,
+                           ahead);
+        }
+      });
 }
 
 template <class T, class Dot>
@@ -292,8 +295,8 @@ inline int64_t load_ranges(const Problem& p, const Block& block, int64_t r,
 
 // Rows r, r + 1, ... of the block into columns of their tile.
 template <int kRows, class Dot>
-void load_rows(const Problem& p, const Block& block, int64_t r, float factor, const Scratch& scratch,
-               float* columns, int64_t stride) {
+void load_rows(const Problem& p, const Block& block, int64_t r, float factor,
+               const Scratch& scratch, float* columns, int64_t stride) {
   int64_t offset[kRows];
   for (int i = 0; i < kRows; ++i) offset[i] = load_ranges(p, block, r + i, scratch);
   if constexpr (Dot::kElements == 1) {
@@ -448,6 +451,7 @@ inline void write_output(const Problem& p, const Block& block, const State& stat
 inline Kernel kernel() {
   return {target_name(HWY_TARGET),
           static_cast<int64_t>(hn::Lanes(FloatTag())),
+          kTileKv,
           load_queries_as<FloatDot>,
           attend_segment,
           merge,
@@ -481,6 +485,7 @@ inline void load_amx_queries(const Problem& p, const Block& block, const Scratch
 inline Kernel amx_kernel() {
   Kernel amx = kernel();
   amx.target = "amx_bf16";
+  amx.tile_kv = kAmxTileKv;
   amx.load_queries = [](const Problem& p, const Block& block, const Scratch& scratch) {
     return (suits_amx(p) ? load_amx_queries : load_queries_as<FloatDot>)(p, block, scratch);
   };

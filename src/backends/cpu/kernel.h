@@ -37,7 +37,7 @@ struct State {
 // One worker's memory for one block. Row tiles follow one another; a tile of n rows keeps its queries as
 // [head_dim][n]. Operands that are pairs of bfloat16 share a float: half as many units. Few rows have one
 // tile, of few_rows_stride rows, and scores [rows][kTileKv]; AMX has queries [rows][head_dim], scores
-// [rows][kTileKv], and keys [head_dim / 2][kTileKv].
+// [rows][kAmxTileKv], keys [head_dim / 2][kAmxTileKv], and values in as much memory as the others.
 struct Scratch {
   float* queries = nullptr;           // [rows * head_dim], multiplied by the score factor; or pairs
   int32_t* attended_begin = nullptr;  // [rows]: keys that take part
@@ -63,7 +63,8 @@ constexpr int64_t tile_rows(int64_t rows_left, int64_t lanes) {
 
 struct Kernel {
   const char* target;
-  int64_t lanes;  // float32 lanes of a vector
+  int64_t lanes;    // float32 lanes of a vector
+  int64_t tile_kv;  // keys of its KV tiles, at most
 
   // Queries into `scratch`, with each row's ranges of keys.
   void (*load_queries)(const Problem&, const Block&, const Scratch&);

@@ -126,7 +126,7 @@ Scratch take_scratch(Arena& arena, const Problem& p, const Kernel& kernel, int64
   s.attended_end = arena.take<int32_t>(rows).data();
   s.visible_begin = arena.take<int32_t>(rows).data();
   s.visible_end = arena.take<int32_t>(rows).data();
-  s.scores = arena.take<float>(kTileKv * tile_rows).data();
+  s.scores = arena.take<float>(kernel.tile_kv * tile_rows).data();
   s.rescale = arena.take<float>(tile_rows).data();
   if (p.key_cache.dtype != DType::kFloat32) s.keys = arena.take<float>(kTileKv * p.head_dim).data();
   s.key_rows = arena.take<const void*>(kTileKv).data();

@@ -29,10 +29,10 @@ inline constexpr bool kIsQuantised = is_quantised(DTypeOf<T>::value);
 struct KvTile {
   int64_t start;
   int64_t begin, end;
-  const void* keys[kTileKv];
-  const void* values[kTileKv];
-  float key_scale[kTileKv];  // of quantised caches only
-  float value_scale[kTileKv];
+  const void* keys[kMaxTileKv];
+  const void* values[kMaxTileKv];
+  float key_scale[kMaxTileKv];  // of quantised caches only
+  float value_scale[kMaxTileKv];
 };
 
 // Calls visitor(k, end, page, slot) for the keys [k, end) of the tile that lie one after another in a
@@ -95,10 +95,10 @@ inline void gather_scale(const Problem& p, const CacheScale& scale, const Block&
   fill_up(tile, by_key);
 }
 
-// The tile at tile_start, as far as it lies in the segment, which is not empty.
-inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, int64_t tile_start,
-                        KvTile& tile) {
-  const KeyRange keys = intersect(segment, {tile_start, tile_start + kTileKv});
+// The tile of tile_kv keys at tile_start, as far as it lies in the segment, which is not empty.
+inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, int64_t tile_kv,
+                        int64_t tile_start, KvTile& tile) {
+  const KeyRange keys = intersect(segment, {tile_start, tile_start + tile_kv});
   tile.start = tile_start;
   tile.begin = keys.begin - tile_start;
   tile.end = keys.end - tile_start;
@@ -174,23 +174,23 @@ class FetchAhead {
 // empty one.
 template <class Visitor>
 HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange segment,
-                                 KeyRange reach, const Visitor& visitor) {
+                                 KeyRange reach, int64_t tile_kv, const Visitor& visitor) {
   if (segment.empty()) return;
   KvTile tiles[3];
-  const int64_t first = round_down(segment.begin, kTileKv);
+  const int64_t first = round_down(segment.begin, tile_kv);
   const auto gather = [&](int64_t start) {
-    KvTile& tile = tiles[(start - first) / kTileKv % 3];
+    KvTile& tile = tiles[(start - first) / tile_kv % 3];
     if (start < reach.end) {
-      gather_tile(p, block, reach, start, tile);
+      gather_tile(p, block, reach, tile_kv, start, tile);
     } else {
       tile.begin = tile.end = 0;
     }
     return &tile;
   };
   const KvTile* tile = gather(first);
-  const KvTile* next = gather(first + kTileKv);
-  for (int64_t start = first; start < segment.end; start += kTileKv) {
-    const KvTile* after_next = gather(start + 2 * kTileKv);
+  const KvTile* next = gather(first + tile_kv);
+  for (int64_t start = first; start < segment.end; start += tile_kv) {
+    const KvTile* after_next = gather(start + 2 * tile_kv);
     visitor(*tile, *next);
     tile = next;
     next = after_next;
@@ -269,7 +269,8 @@ HWY_INLINE bool stage_values(FloatDot, const Problem& p, const KvTile& tile, int
 // The same for a pair of rows of bfloat16, whose elements become units, in steps of D.
 template <class D>
 HWY_INLINE bool copy_value_pairs(D d, const bfloat16* even, const bfloat16* odd, int64_t v_head_dim,
-                                 int64_t value_stride, int64_t k, float* HWY_RESTRICT values) {
+                                 int64_t tile_kv, int64_t value_stride, int64_t k,
+                                 float* HWY_RESTRICT values) {
   const hn::Rebind<uint16_t, D> half;
   const hn::Repartition<uint16_t, D> d16;
   const int64_t n = hn::Lanes(d);
@@ -279,7 +280,7 @@ HWY_INLINE bool copy_value_pairs(D d, const bfloat16* even, const bfloat16* odd,
       hn::Zero(d16);  // of the bits without their sign: infinity and NaN are above all others
   for (int64_t c = 0, width; c < v_head_dim; c += width) {
     width = value_width(value_stride - c, lanes);
-    auto* to = reinterpret_cast<uint32_t*>(values + c * (kTileKv / 2) + k / 2 * width);
+    auto* to = reinterpret_cast<uint32_t*>(values + c * (tile_kv / 2) + k / 2 * width);
     const int64_t end = std::min(width, v_head_dim - c);
     for (int64_t i = 0; i < end; i += n) {
       const auto load = [&](const bfloat16* row) HWY_ATTR {
@@ -295,8 +296,8 @@ HWY_INLINE bool copy_value_pairs(D d, const bfloat16* even, const bfloat16* odd,
 }
 
 // As stage_values, of bfloat16 and in pairs of keys; whole granules of keys.
-HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t granule,
-                                  int64_t value_stride, float* values) {
+HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t tile_kv,
+                                  int64_t granule, int64_t value_stride, float* values) {
   bool finite = true;
   const auto row = [&](int64_t k) {
     const bool exists = tile.begin <= k && k < tile.end;
@@ -305,10 +306,12 @@ HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t 
   for (int64_t k = round_down(tile.begin, granule); k < round_up(tile.end, granule); k += 2) {
     if (p.v_head_dim % 16 == 0) {
       const hn::CappedTag<uint32_t, 16> d;
-      finite &= copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
+      finite &=
+          copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, tile_kv, value_stride, k, values);
     } else {
       const hn::CappedTag<uint32_t, 8> d;
-      finite &= copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, value_stride, k, values);
+      finite &=
+          copy_value_pairs(d, row(k), row(k + 1), p.v_head_dim, tile_kv, value_stride, k, values);
     }
   }
   return finite;
@@ -317,7 +320,7 @@ HWY_INLINE bool stage_value_pairs(const Problem& p, const KvTile& tile, int64_t 
 template <class T>
 HWY_INLINE bool stage_values(PairDot, const Problem& p, const KvTile& tile, int64_t value_stride,
                              float* values) {
-  return stage_value_pairs(p, tile, kKeyStep, value_stride, values);
+  return stage_value_pairs(p, tile, kTileKv, kKeyStep, value_stride, values);
 }
 #endif
 
