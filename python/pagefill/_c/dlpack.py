@@ -1,0 +1,120 @@
+"""A DLPack capsule as pagefill_tensor. NumPy's own reader knows neither bfloat16 nor float8."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, PYFUNCTYPE, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint32
+from ctypes import c_uint64, c_void_p, py_object, pythonapi
+from typing import Any
+
+from pagefill._c.library import DTYPES
+from pagefill._c.structs import CPU, CUDA, MAX_RANK, Held, tensor, tensor_layout
+
+# DLDeviceType. Memory that the host may read too, kDLCUDAHost and kDLCUDAManaged, is the CPU's.
+_DEVICES = {1: CPU, 2: CUDA, 3: CPU, 13: CPU}
+# DLDataTypeCode and bits.
+_INT, _FLOAT, _BFLOAT, _FLOAT8_E4M3FN, _FLOAT8_E5M2 = 0, 2, 4, 10, 12
+_NAMES = {
+    (_FLOAT, 16): "float16",
+    (_FLOAT, 32): "float32",
+    (_FLOAT, 64): "float64",
+    (_BFLOAT, 16): "bfloat16",
+    (_INT, 8): "int8",
+    (_INT, 32): "int32",
+    (_INT, 64): "int64",
+    (_FLOAT8_E4M3FN, 8): "float8_e4m3fn",
+    (_FLOAT8_E5M2, 8): "float8_e5m2",
+}
+_READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
+
+
+class _Tensor(ctypes.Structure):  # DLTensor
+    _fields_ = [
+        ("data", c_void_p),
+        ("device_type", c_int32),
+        ("device_id", c_int32),
+        ("ndim", c_int32),
+        ("code", c_uint8),
+        ("bits", c_uint8),
+        ("lanes", c_uint16),
+        ("shape", POINTER(c_int64)),
+        ("strides", POINTER(c_int64)),
+        ("byte_offset", c_uint64),
+    ]
+
+
+class _Versioned(ctypes.Structure):  # DLManagedTensorVersioned
+    _fields_ = [
+        ("major", c_uint32),
+        ("minor", c_uint32),
+        ("manager_ctx", c_void_p),
+        ("deleter", c_void_p),
+        ("flags", c_uint64),
+        ("tensor", _Tensor),
+    ]
+
+
+_capsule_name = PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", pythonapi))
+_capsule_pointer = PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))
+
+
+def _capsule(name: str, array: Any) -> Any:
+    """The array's capsule. It stays unused: whoever drops it last gives the memory back."""
+    try:
+        try:
+            return array.__dlpack__(max_version=(1, 0), copy=False)
+        except TypeError:  # before DLPack 1.0
+            return array.__dlpack__()
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise TypeError(f"{name}: expected an array that DLPack hands over, got: {error}") from error
+
+
+def _strides(view: _Tensor) -> list[int]:
+    shape = view.shape[: view.ndim]
+    if view.strides:
+        return [s if size > 1 else 0 for size, s in zip(shape, view.strides[: view.ndim])]
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step if size > 1 else 0)
+        step *= size
+    return strides[::-1]
+
+
+def tensor_of(name: str, array: Any, writable: bool) -> bytes:
+    """The packed tensor of an array that speaks DLPack, read where it lies."""
+    capsule = _capsule(name, array)
+    kind = _capsule_name(capsule)
+    address = _capsule_pointer(capsule, kind)
+    if kind == b"dltensor_versioned":
+        managed = _Versioned.from_address(address)
+        if managed.major != 1:
+            raise TypeError(f"{name}: expected DLPack version 1, got {managed.major}")
+        if writable and managed.flags & _READ_ONLY:
+            raise ValueError(f"{name}: expected an array that may be written, got a read-only one")
+        view = managed.tensor
+    else:
+        view = _Tensor.from_address(address)
+    dtype = _NAMES.get((view.code, view.bits))
+    if dtype is None or view.lanes != 1:
+        raise TypeError(
+            f"{name}: expected dtype {', '.join(DTYPES)}, "
+            f"got DLPack's code {view.code} of {view.bits} bits, {view.lanes} lanes"
+        )
+    if view.device_type not in _DEVICES:
+        raise NotImplementedError(
+            f"{name}: expected memory of the CPU or of CUDA, got DLPack's device {view.device_type}"
+        )
+    if view.ndim > MAX_RANK:
+        raise ValueError(
+            f"{name}: expected at most {MAX_RANK} dimensions, got {list(view.shape[: view.ndim])}"
+        )
+    layout = tensor_layout(
+        DTYPES[dtype],
+        view.shape[: view.ndim],
+        _strides(view),
+        _DEVICES[view.device_type],
+        view.device_id,
+    )
+    packed = Held(tensor((view.data or 0) + view.byte_offset, layout))
+    packed.owner = capsule
+    return packed

@@ -1,0 +1,210 @@
+"""The structs of include/pagefill/c/*.h.
+
+What a call reads is packed into bytes by `struct`: one C call a struct, where ctypes would take one a
+field, and a new object each time, so that no thread or signal handler finds another call's arguments.
+What a call fills in is a ctypes structure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from functools import lru_cache
+from struct import Struct
+
+MAX_RANK = 4
+CPU, CUDA = 0, 1  # device_type
+
+# pagefill_tensor: struct_size and data, which change with every array, and the rest, which does not.
+_TENSOR_HEAD = Struct("@NP")
+_TENSOR_LAYOUT = Struct(f"@4i{2 * MAX_RANK}q")
+TENSOR_SIZE = _TENSOR_HEAD.size + _TENSOR_LAYOUT.size
+_PAD = (0,) * MAX_RANK
+
+_pack_head = _TENSOR_HEAD.pack
+
+
+def tensor(data: int, layout: bytes) -> bytes:
+    """A pagefill_tensor at that address."""
+    return _pack_head(TENSOR_SIZE, data) + layout
+
+
+def tensor_layout(
+    dtype: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    device_type: int = CPU,
+    device_index: int = 0,
+) -> bytes:
+    """All of a pagefill_tensor behind its data pointer; strides in elements. Worth keeping: it is the
+    same for all arrays of one shape."""
+    rank = len(shape)
+    pad = _PAD[rank:]
+    return _TENSOR_LAYOUT.pack(dtype, device_type, device_index, rank, *shape, *pad, *strides, *pad)
+
+
+class OptionFlag:
+    """PAGEFILL_HAS_...: bits of pagefill_attention_options.flags."""
+
+    SOFTMAX_SCALE, SOFT_CAP, SLIDING_WINDOW, MASK_VALUE = 1, 2, 4, 8
+
+
+_OPTIONS = Struct("@NI3fq4P")
+_APPEND_OPTIONS = Struct("@N5P")
+_COPY_OPTIONS = Struct("@N2P")
+_CONTEXT = Struct("@Ni4PNP")
+
+
+class Held(bytes):
+    """A packed struct that keeps alive what it points to."""
+
+    owner: object
+
+
+def _address(packed: bytes | None) -> int:
+    return 0 if packed is None else ctypes.cast(packed, c_void_p).value or 0
+
+
+def _with_pointers(kind: Struct, *tensors: bytes | None) -> bytes | None:
+    """A struct of pointers behind its size; None, the default, where all are null."""
+    if not any(tensors):
+        return None
+    packed = Held(kind.pack(kind.size, *map(_address, tensors)))
+    packed.owner = tensors
+    return packed
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _numbers(
+    softmax_scale: float | None,
+    soft_cap: float | None,
+    sliding_window: int | None,
+    mask_value: float | None,
+) -> tuple[int, float, float, float, int]:
+    flags = (
+        OptionFlag.SOFTMAX_SCALE * (softmax_scale is not None)
+        + OptionFlag.SOFT_CAP * (soft_cap is not None)
+        + OptionFlag.SLIDING_WINDOW * (sliding_window is not None)
+        + OptionFlag.MASK_VALUE * (mask_value is not None)
+    )
+    return flags, softmax_scale or 0.0, soft_cap or 0.0, mask_value or 0.0, sliding_window or 0
+
+
+def attention_options(
+    softmax_scale: float | None = None,
+    attn_logits_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    mask_value: float | None = None,
+    sinks: bytes | None = None,
+    kv_start: bytes | None = None,
+    key_scale: bytes | None = None,
+    value_scale: bytes | None = None,
+) -> bytes | None:
+    """pagefill_attention_options, or None for the default. The last four are packed tensors."""
+    numbers = _numbers(softmax_scale, attn_logits_soft_cap, sliding_window, mask_value)
+    tensors = (sinks, kv_start, key_scale, value_scale)
+    if not numbers[0] and not any(tensors):
+        return None
+    packed = Held(_OPTIONS.pack(_OPTIONS.size, *numbers, *map(_address, tensors)))
+    packed.owner = tensors
+    return packed
+
+
+def append_options(
+    kv_start: bytes | None = None,
+    key_scale: bytes | None = None,
+    value_scale: bytes | None = None,
+    chosen_key_scale: bytes | None = None,
+    chosen_value_scale: bytes | None = None,
+) -> bytes | None:
+    """pagefill_append_options of packed tensors, or None for the default."""
+    return _with_pointers(
+        _APPEND_OPTIONS, kv_start, key_scale, value_scale, chosen_key_scale, chosen_value_scale
+    )
+
+
+def copy_options(key_scale: bytes | None = None, value_scale: bytes | None = None) -> bytes | None:
+    """pagefill_copy_options of packed tensors, or None for the default."""
+    return _with_pointers(_COPY_OPTIONS, key_scale, value_scale)
+
+
+@lru_cache(maxsize=256, typed=True)
+def context(
+    num_threads: int = 0, backend: str | None = None, cpu_target: str | None = None
+) -> bytes | None:
+    """pagefill_context, or None for the default."""
+    if num_threads == 0 and backend is None and cpu_target is None:
+        return None
+    names = tuple(None if name is None else name.encode() for name in (backend, cpu_target))
+    packed = Held(
+        _CONTEXT.pack(_CONTEXT.size, num_threads, *map(_address, names), 0, 0, 0, 0)
+    )
+    packed.owner = names
+    return packed
+
+
+class Sized(ctypes.Structure):
+    """A structure that a call fills in; its first field, struct_size, is set."""
+
+    _fields_ = [("struct_size", c_size_t)]
+
+    def __init__(self) -> None:
+        super().__init__(struct_size=ctypes.sizeof(self))
+
+
+class TargetInfo(Sized):
+    """pagefill_target_info."""
+
+    _fields_ = [("available", c_int32), ("name", c_char_p), ("description", c_char_p)]
+
+
+class BackendInfo(Sized):
+    """pagefill_backend_info."""
+
+    _fields_ = [
+        ("name", c_char_p),
+        ("description", c_char_p),
+        ("reason", c_char_p),
+        ("available", c_int32),
+        ("num_targets", c_int32),
+    ]
+
+
+class BackendChoice(Sized):
+    """pagefill_backend_choice."""
+
+    _fields_ = [
+        ("num_threads", c_int32),
+        ("backend", c_char_p),
+        ("target", c_char_p),
+        ("reason", c_char_p),
+    ]
+
+
+class PageCopy(ctypes.Structure):
+    """pagefill_page_copy."""
+
+    _fields_ = [("source", c_int32), ("destination", c_int32), ("num_slots", c_int32)]
+
+
+class PageAllocatorInfo(Sized):
+    """pagefill_page_allocator_info."""
+
+    _fields_ = [
+        ("total_num_pages", c_int64),
+        ("page_size", c_int64),
+        ("num_free_pages", c_int64),
+        ("num_sequences", c_int64),
+    ]
+
+
+class SequenceInfo(Sized):
+    """pagefill_sequence_info."""
+
+    _fields_ = [
+        ("context_len", c_int64),
+        ("kv_start", c_int64),
+        ("page_indices", ctypes.POINTER(c_int32)),
+        ("num_pages", c_int64),
+    ]
