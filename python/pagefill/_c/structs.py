@@ -15,6 +15,7 @@ from struct import Struct
 
 MAX_RANK = 4
 CPU, CUDA = 0, 1  # device_type
+INT32_MIN, INT32_MAX, INT64_MAX = -(2**31), 2**31 - 1, 2**63 - 1
 
 # pagefill_tensor: struct_size and data, which change with every array, and the rest, which does not.
 _TENSOR_HEAD = Struct("@NP")
@@ -42,6 +43,12 @@ def tensor_layout(
     rank = len(shape)
     pad = _PAD[rank:]
     return _TENSOR_LAYOUT.pack(dtype, device_type, device_index, rank, *shape, *pad, *strides, *pad)
+
+
+def described(packed: bytes) -> tuple[int, tuple[int, ...]]:
+    """The dtype's number and the shape of a packed tensor."""
+    fields = _TENSOR_LAYOUT.unpack_from(packed, _TENSOR_HEAD.size)
+    return fields[0], fields[4 : 4 + fields[3]]
 
 
 class OptionFlag:

@@ -1,0 +1,153 @@
+"""Arguments that are numbers, names or small metadata, checked and brought into the C interface's types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_float
+from operator import index
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pagefill._c import structs, views
+from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX
+
+Integers: TypeAlias = "views.Array | Sequence[int] | Sequence[Sequence[int]]"
+"""Lengths and page numbers: int32 arrays are read in place, other integers are converted."""
+
+DEFAULT_MASK_VALUE = float(np.float32(-0.7) * np.finfo(np.float32).max)
+"""At or below -1e4 a masked key is excluded, whatever the number."""
+
+
+def integer(name: str, value: Any, largest: int = INT64_MAX) -> int:
+    """An integer that C can hold. Its rule, as >= 1, is the library's."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if not -largest - 1 <= number <= largest:
+        raise ValueError(f"{name}: expected at most {largest}, got {number}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """A number as float32. Its rule, as > 0, is the library's."""
+    try:
+        if isinstance(value, (bool, np.bool_, str, bytes)):
+            raise TypeError
+        return c_float(float(value)).value  # what is too large becomes an infinity
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or "\0" in value:
+        raise TypeError(f"{name}: expected a name, got {value!r}")
+    return value
+
+
+def context(num_threads: Any, backend: Any, cpu_target: Any) -> bytes | None:
+    """The packed pagefill_context of these, None for the default."""
+    if num_threads is None and backend is None and cpu_target is None:
+        return None
+    return structs.context(
+        0 if num_threads is None else integer("num_threads", num_threads, INT32_MAX),
+        _text("backend", backend),
+        _text("cpu_target", cpu_target),
+    )
+
+
+def attention(
+    softmax_scale: Any,
+    mask_value: Any,
+    attn_logits_soft_cap: Any,
+    sliding_window: Any,
+    sinks: Any,
+    kv_start: Any,
+    key_scale: Any,
+    value_scale: Any,
+) -> bytes | None:
+    """The packed pagefill_attention_options of these, None for the default."""
+    return structs.attention_options(
+        None if softmax_scale is None else real("softmax_scale", softmax_scale),
+        None
+        if attn_logits_soft_cap is None
+        else real("attn_logits_soft_cap", attn_logits_soft_cap),
+        None if sliding_window is None else integer("sliding_window", sliding_window),
+        None if mask_value == DEFAULT_MASK_VALUE else real("mask_value", mask_value),
+        None if sinks is None else views.read("sinks", sinks),
+        None if kv_start is None else lengths("kv_start", kv_start),
+        None if key_scale is None else views.read("key_scale", key_scale),
+        None if value_scale is None else views.read("value_scale", value_scale),
+    )
+
+
+def lengths(name: str, value: Any) -> bytes:
+    """A packed int32 tensor of lengths or positions."""
+    if type(value) is np.ndarray and value.dtype == np.int32:
+        return views.read(name, value)
+    return _converted(name, value, _checked)
+
+
+def context_length(value: Any) -> bytes:
+    """`context_len`: int32 [1], or a Python integer."""
+    if type(value) is int:
+        value = np.array([integer("context_len", value, INT32_MAX)], np.int32)
+        return _held(views.read("context_len", value), value)
+    return lengths("context_len", value)
+
+
+def pages(name: str, value: Any) -> bytes:
+    """A packed int32 tensor of page numbers. Numbers beyond int32 are no page, so they become -1, which
+    is refused where a visible key needs the entry and left alone elsewhere."""
+    if type(value) is np.ndarray and value.dtype == np.int32:
+        return views.read(name, value)
+    return _converted(name, value, _no_page)
+
+
+def _checked(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    if array.size and (array.min() < INT32_MIN or array.max() > INT32_MAX):
+        worst = array.max() if array.max() > INT32_MAX else array.min()
+        raise ValueError(f"{name}: expected numbers of 32 bits, got {worst}")
+    return array.astype(np.int32)
+
+
+def _no_page(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    good = (array >= INT32_MIN) & (array <= INT32_MAX)
+    return np.where(good, array, -1).astype(np.int32)
+
+
+def _converted(name: str, value: Any, convert: Any) -> bytes:
+    array = _as_integers(name, value)
+    if array is None:
+        return views.read(name, value)
+    array = convert(name, array)
+    return _held(views.read(name, array), array)
+
+
+def _as_integers(name: str, value: Any) -> npt.NDArray[Any] | None:
+    """The integers to convert; None for what is read in place, or refused by name, as it is."""
+    if not isinstance(value, (np.ndarray, np.integer, Sequence)):
+        if not hasattr(value, "__dlpack__") or views.is_int32(name, value):
+            return None
+        value = np.from_dlpack(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name}: expected rows of one length, got: {error}") from None
+    if array.size == 0 and not isinstance(value, np.ndarray):
+        array = array.astype(np.int32)  # an empty list has no dtype of its own
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected dtype int32 or other integers, got {array.dtype.name}")
+    return array
+
+
+def _held(packed: bytes, owner: object) -> bytes:
+    held = structs.Held(packed)
+    held.owner = owner
+    return held
