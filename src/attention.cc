@@ -55,8 +55,12 @@ Status attend(const TensorView& query, const TensorView& key_cache, const Tensor
 
   CallReport report{plan->backend->name(), "", settings.num_threads, size};
   Status status = plan->backend->run(*problem, settings, &report);
-  if (status.ok() && context.report != nullptr) *context.report = report;
-  return status;
+  if (!status.ok()) return status;
+  if (settings.cancellation.requested()) {
+    return Status(StatusCode::kCancelled, "cancel: expected 0 until the call is done, got a request");
+  }
+  if (context.report != nullptr) *context.report = report;
+  return {};
 } catch (const std::bad_alloc&) {
   return Status(StatusCode::kResourceExhausted, "workspace: out of memory");
 }

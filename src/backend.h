@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "cancellation.h"
 #include "pagefill/backend.h"
 #include "pagefill/executor.h"
 #include "pagefill/status.h"
@@ -19,6 +20,7 @@ struct RunSettings {
   int num_threads = 1;
   Executor* executor = nullptr;      // null: pagefill's own threads
   std::span<std::byte> workspace{};  // exactly what workspace_size asked for
+  Cancellation cancellation;
 };
 
 class Backend {

@@ -117,6 +117,7 @@ Result<Selection> select_backend(const Context& context) {
   if (!num_threads.ok()) return num_threads.status();
   selection.settings.num_threads = *num_threads;
   selection.settings.executor = context.executor;
+  selection.settings.cancellation = Cancellation(context.cancel);
   return selection;
 }
 

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <atomic>
+#include <cstddef>
 #include <optional>
 #include <string_view>
 
@@ -22,6 +24,7 @@ static_assert(PAGEFILL_UNSUPPORTED == static_cast<int>(StatusCode::kUnsupported)
 static_assert(PAGEFILL_RESOURCE_EXHAUSTED == static_cast<int>(StatusCode::kResourceExhausted));
 static_assert(PAGEFILL_UNAVAILABLE == static_cast<int>(StatusCode::kUnavailable));
 static_assert(PAGEFILL_INTERNAL == static_cast<int>(StatusCode::kInternal));
+static_assert(PAGEFILL_CANCELLED == static_cast<int>(StatusCode::kCancelled));
 static_assert(PAGEFILL_FLOAT32 == static_cast<int>(DType::kFloat32));
 static_assert(PAGEFILL_BFLOAT16 == static_cast<int>(DType::kBFloat16));
 static_assert(PAGEFILL_FLOAT16 == static_cast<int>(DType::kFloat16));
@@ -174,7 +177,17 @@ class Arguments {
 
   // Null is the default. `converted` stays where it is as long as it is used.
   void context(const pagefill_context* context, ConvertedContext& converted) {
-    if (context == nullptr || !sized("context", context)) return;
+    // Without the last member, which was added later, the struct was this long.
+    constexpr size_t kWithoutCancel = offsetof(pagefill_context, cancel);
+    if (context == nullptr) return;
+    const bool has_cancel = context->struct_size != kWithoutCancel;
+    if (has_cancel && !sized("context", context)) return;
+    if (has_cancel && context->cancel != nullptr) {
+      // A plain int32 for C; C++ reads it as what it is, written by another thread.
+      using Flag = std::atomic<int32_t>;
+      static_assert(sizeof(Flag) == sizeof(int32_t) && Flag::is_always_lock_free);
+      converted.context.cancel = reinterpret_cast<const Flag*>(context->cancel);
+    }
     if (context->backend != nullptr) converted.context.backend = context->backend;
     if (context->cpu_target != nullptr) converted.context.cpu_target = context->cpu_target;
     converted.context.num_threads = context->num_threads;

@@ -1,6 +1,7 @@
 // Where a call runs: backend, threads, workspace.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -54,6 +55,10 @@ struct Context {
   std::span<std::byte> workspace{};
   // Filled in by an attention call that succeeds, where given.
   CallReport* report = nullptr;
+  // Any thread may set it to another number than 0 to end an attention call early, with kCancelled.
+  // `output` and `lse` then hold anything. Looked at between pieces of the work, of at most 1024 keys a
+  // row; not by calls other than attention, which would leave a cache half written.
+  const std::atomic<int32_t>* cancel = nullptr;
 };
 
 }  // namespace pagefill

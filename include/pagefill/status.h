@@ -14,6 +14,7 @@ enum class StatusCode : int {
   kResourceExhausted = 3,  // memory, workspace or pages ran out; nothing changed
   kUnavailable = 4,        // a backend or target that was asked for is not on this machine
   kInternal = 5,           // a defect of pagefill or of the executor it was given
+  kCancelled = 6,          // Context::cancel was set before the call was done
 };
 
 // The outcome of a call. The message of an error names the argument, what was expected and what

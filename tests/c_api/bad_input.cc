@@ -203,6 +203,8 @@ TEST(CApiBadInput, OptionsContextAndMetadataAreRefusedByName) {
        PAGEFILL_INVALID_ARGUMENT, "mask_value"},
       {"a context of a newer version", [](Call& c) { c.context.struct_size += 8; },
        PAGEFILL_INVALID_ARGUMENT, "context.struct_size"},
+      {"a context of an unknown, older version", [](Call& c) { c.context.struct_size -= 16; },
+       PAGEFILL_INVALID_ARGUMENT, "context.struct_size"},
       {"an unknown backend", [](Call& c) { c.context.backend = "abacus"; },
        PAGEFILL_INVALID_ARGUMENT, "backend"},
       {"an unknown target", [](Call& c) { c.context.cpu_target = "z80"; },

@@ -1,6 +1,7 @@
 /* The whole C interface, used as a C99 program does. Every function is called, and what it does is
  * compared with the formula or with what the header says. */
 #include <pagefill/pagefill.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,6 +125,26 @@ static int test_executor_workspace_and_report(void) {
   CHECK(prefill(&f, NULL, &context) == PAGEFILL_RESOURCE_EXHAUSTED);
   CHECK(strstr(pagefill_last_error_message(), "workspace") != NULL);
   free(memory);
+  return 0;
+}
+
+static int test_cancel(void) {
+  fixture f;
+  const formula plain = plain_formula();
+  pagefill_context context = pagefill_context_init();
+  int32_t cancel = 1;
+  set_up(&f);
+  context.cancel = &cancel;
+  CHECK(prefill(&f, NULL, &context) == PAGEFILL_CANCELLED);
+  CHECK(strstr(pagefill_last_error_message(), "cancel") != NULL);
+  cancel = 0;
+  CHECK_OK(prefill(&f, NULL, &context));
+  CHECK(check_result(&f, &plain) == 0);
+
+  /* A program built before there was `cancel` has a shorter struct. */
+  cancel = 1;
+  context.struct_size = offsetof(pagefill_context, cancel);
+  CHECK_OK(prefill(&f, NULL, &context));
   return 0;
 }
 
@@ -334,6 +355,6 @@ static int test_backends(void) {
 
 int main(void) {
   return test_defaults() || test_every_option() || test_executor_workspace_and_report() ||
-         test_merge() || test_append_and_copy() || test_quantised() || test_page_allocator() ||
+         test_cancel() || test_merge() || test_append_and_copy() || test_quantised() || test_page_allocator() ||
          test_backends();
 }

@@ -23,7 +23,7 @@ void require(bool condition) {
 
 // An error is one of the enum, has a message of one line, and has left what is written as it was.
 void check_outcome(pagefill_status status, bool untouched) {
-  require(status >= PAGEFILL_OK && status <= PAGEFILL_INTERNAL);
+  require(status >= PAGEFILL_OK && status <= PAGEFILL_CANCELLED);
   if (status == PAGEFILL_OK) return;
   const std::string message = pagefill_last_error_message();
   require(!message.empty() && message.find('\n') == std::string::npos);

@@ -2,9 +2,11 @@
 // there.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
+#include "pagefill/attention.h"
 #include "support/oracle.h"
 #include "support/run.h"
 #include "support/tolerance.h"
@@ -51,6 +53,23 @@ TEST(Threads, MayCallAtTheSameTime) {
   }
   for (std::thread& caller : callers) caller.join();
   for (const Results& result : results) EXPECT_EQ(difference(expected, result), std::nullopt);
+}
+
+TEST(Threads, MayCancelACallOfAnother) {
+  std::vector<float> query(64 * 8, 0.5f), cache(2048 * 8, 0.25f), output(64 * 8);
+  const std::vector<int32_t> context_len{2048}, page_indices{0};
+  const TensorView keys(cache.data(), {1, 1, 2048, 8});
+  std::atomic<int32_t> cancel = 0;
+  Status status;
+  std::thread caller([&] {
+    status = prefill_page_attention(
+        {query.data(), {64, 1, 8}}, keys, keys, context_len, page_indices, {},
+        MutableTensorView(output.data(), {64, 1, 8}),
+        {.backend = "cpu", .num_threads = 2, .cancel = &cancel});
+  });
+  cancel = 1;
+  caller.join();
+  EXPECT_TRUE(status.ok() || status.code() == StatusCode::kCancelled) << status.message();
 }
 
 }  // namespace

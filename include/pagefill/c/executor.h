@@ -62,6 +62,11 @@ typedef struct pagefill_context {
   void* workspace;       /* scratch memory, aligned to PAGEFILL_WORKSPACE_ALIGNMENT; or null, */
   size_t workspace_size; /* with size 0: the call allocates and frees it */
   pagefill_call_report* report; /* null, or filled in by an attention call that succeeds */
+  /* Null, or a flag that any thread may set, atomically, to another number than 0 to end an attention
+   * call early, with PAGEFILL_CANCELLED. output and lse then hold anything. Other calls, which would
+   * leave a cache half written, do not look at it. A struct_size that ends before this member is
+   * good too. */
+  const int32_t* cancel;
 } pagefill_context;
 
 static inline pagefill_context pagefill_context_init(void) {

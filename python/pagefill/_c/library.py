@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 LIBRARY_FOLDER = Path(__file__).resolve().parent.parent / "lib"
 """Where a wheel has its shared libraries."""
@@ -51,9 +53,12 @@ DTYPES = _dtypes()
 """Number of each dtype by its name, which is also NumPy's, ml_dtypes', JAX's and torch's."""
 
 
-def error(status: int) -> Exception:
-    """The exception for the last call of this thread, which failed with that status."""
+def error(status: int, names: Mapping[str, str] = MappingProxyType({})) -> Exception:
+    """The exception for the last call of this thread, which failed with that status. `names` are those
+    of arguments that the caller knows by others than the library's."""
     message = lib.pagefill_last_error_message().decode()
+    argument, colon, rest = message.partition(":")
+    message = names.get(argument, argument) + colon + rest
     if status == _INVALID_ARGUMENT:
         return TypeError(message) if ": expected dtype " in message else ValueError(message)
     if status in (_UNSUPPORTED, _UNAVAILABLE):
@@ -63,7 +68,7 @@ def error(status: int) -> Exception:
     return RuntimeError(message)
 
 
-def check(status: int) -> None:
+def check(status: int, names: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises where the last call of this thread failed."""
     if status:
-        raise error(status)
+        raise error(status, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_float
 from operator import index
 from typing import Any, TypeAlias
@@ -62,6 +62,14 @@ def context(num_threads: Any, backend: Any, cpu_target: Any) -> bytes | None:
     )
 
 
+def where(keywords: Mapping[str, Any]) -> bytes | None:
+    """`context` of keyword arguments."""
+    unknown = keywords.keys() - {"num_threads", "backend", "cpu_target"}
+    if unknown:
+        raise TypeError(f"{min(unknown)}: expected no such argument, got one")
+    return context(*map(keywords.get, ("num_threads", "backend", "cpu_target")))
+
+
 def attention(
     softmax_scale: Any,
     mask_value: Any,
@@ -88,18 +96,13 @@ def attention(
 
 
 def lengths(name: str, value: Any) -> bytes:
-    """A packed int32 tensor of lengths or positions."""
+    """A packed int32 tensor of lengths or positions; a Python integer is a tensor of one."""
     if type(value) is np.ndarray and value.dtype == np.int32:
         return views.read(name, value)
-    return _converted(name, value, _checked)
-
-
-def context_length(value: Any) -> bytes:
-    """`context_len`: int32 [1], or a Python integer."""
     if type(value) is int:
-        value = np.array([integer("context_len", value, INT32_MAX)], np.int32)
-        return _held(views.read("context_len", value), value)
-    return lengths("context_len", value)
+        array = np.array([integer(name, value, INT32_MAX)], np.int32)
+        return _held(views.read(name, array), array)
+    return _converted(name, value, _checked)
 
 
 def pages(name: str, value: Any) -> bytes:

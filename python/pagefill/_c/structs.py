@@ -51,6 +51,11 @@ def described(packed: bytes) -> tuple[int, tuple[int, ...]]:
     return fields[0], fields[4 : 4 + fields[3]]
 
 
+def device_type(packed: bytes) -> int:
+    """CPU or CUDA, of a packed tensor."""
+    return int(_TENSOR_LAYOUT.unpack_from(packed, _TENSOR_HEAD.size)[1])
+
+
 class OptionFlag:
     """PAGEFILL_HAS_...: bits of pagefill_attention_options.flags."""
 
@@ -60,7 +65,8 @@ class OptionFlag:
 _OPTIONS = Struct("@NI3fq4P")
 _APPEND_OPTIONS = Struct("@N5P")
 _COPY_OPTIONS = Struct("@N2P")
-_CONTEXT = Struct("@Ni4PNP")
+_CONTEXT = Struct("@Ni4PN2P")  # ends with cancel
+_POINTER = Struct("@P")
 
 
 class Held(bytes):
@@ -70,7 +76,7 @@ class Held(bytes):
 
 
 def _address(packed: bytes | None) -> int:
-    return 0 if packed is None else ctypes.cast(packed, c_void_p).value or 0
+    return 0 if packed is None else ctypes.cast(c_char_p(packed), c_void_p).value or 0
 
 
 def _with_pointers(kind: Struct, *tensors: bytes | None) -> bytes | None:
@@ -144,11 +150,19 @@ def context(
     if num_threads == 0 and backend is None and cpu_target is None:
         return None
     names = tuple(None if name is None else name.encode() for name in (backend, cpu_target))
-    packed = Held(
-        _CONTEXT.pack(_CONTEXT.size, num_threads, *map(_address, names), 0, 0, 0, 0)
-    )
+    pointers = map(_address, names)
+    packed = Held(_CONTEXT.pack(_CONTEXT.size, num_threads, *pointers, 0, 0, 0, 0, 0))
     packed.owner = names
     return packed
+
+
+def cancellable(packed: bytes | None, cancel: int) -> bytes:
+    """The same context (None: the default) with the address of an int32 that ends the call."""
+    if packed is None:
+        return Held(_CONTEXT.pack(_CONTEXT.size, 0, 0, 0, 0, 0, 0, 0, cancel))
+    whole = Held(packed[: _CONTEXT.size - _POINTER.size] + _POINTER.pack(cancel))
+    whole.owner = packed
+    return whole
 
 
 class Sized(ctypes.Structure):

@@ -31,7 +31,8 @@ class CpuBackend final : public Backend {
     report->num_threads = schedule.num_workers;
     const int workers = schedule.num_workers;
     return run_parallel(settings.executor, workers, workers, [&](int64_t worker) {
-      cpu::work(problem, kernel, schedule, static_cast<int>(worker), next_task);
+      cpu::work(problem, kernel, schedule, static_cast<int>(worker), next_task,
+                settings.cancellation);
     });
   }
 };

@@ -202,11 +202,13 @@ Schedule make_schedule(const Problem& p, const Kernel& kernel, int num_threads,
 namespace {
 
 // Segments one after another, merged in order: what split blocks do in parallel.
-void run_block(const Problem& p, const Kernel& kernel, const Task& task, const Scratch& scratch) {
+void run_block(const Problem& p, const Kernel& kernel, const Task& task, const Scratch& scratch,
+               const Cancellation& cancellation) {
   kernel.load_queries(p, task.block, scratch);
   kernel.attend_segment(p, task.block, segment_keys(task.keys, 0), task.keys, scratch,
                         scratch.total);
   for (int64_t i = 1; i < num_segments(task.keys); ++i) {
+    if (cancellation.requested()) return;
     kernel.attend_segment(p, task.block, segment_keys(task.keys, i), task.keys, scratch,
                           scratch.part);
     kernel.merge(p, task.block, scratch.total, scratch.part);
@@ -228,13 +230,14 @@ void run_segment(const Problem& p, const Kernel& kernel, const Task& task, const
 }  // namespace
 
 void work(const Problem& p, const Kernel& kernel, const Schedule& schedule, int worker,
-          std::atomic<int64_t>& next_task) {
+          std::atomic<int64_t>& next_task, const Cancellation& cancellation) {
   const Scratch& scratch = schedule.scratch[worker];
   const auto num_tasks = static_cast<int64_t>(schedule.tasks.size());
   for (int64_t i; (i = next_task.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+    if (cancellation.requested()) return;
     const Task& task = schedule.tasks[i];
     if (task.segment < 0) {
-      run_block(p, kernel, task, scratch);
+      run_block(p, kernel, task, scratch, cancellation);
     } else {
       run_segment(p, kernel, task, scratch, schedule);
     }

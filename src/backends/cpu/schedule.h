@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backends/cpu/kernel.h"
+#include "cancellation.h"
 #include "problem.h"
 
 namespace pagefill::cpu {
@@ -35,8 +36,8 @@ size_t schedule_size(const Problem& problem, const Kernel& kernel, int num_threa
 Schedule make_schedule(const Problem& problem, const Kernel& kernel, int num_threads,
                        std::span<std::byte> workspace);
 
-// Takes tasks until none is left. Called once for each worker.
+// Takes tasks until none is left, or the call is to end. Called once for each worker.
 void work(const Problem& problem, const Kernel& kernel, const Schedule& schedule, int worker,
-          std::atomic<int64_t>& next_task);
+          std::atomic<int64_t>& next_task, const Cancellation& cancellation);
 
 }  // namespace pagefill::cpu

@@ -134,10 +134,10 @@ class ReferenceBackend final : public Backend {
   }
   size_t workspace_size(const Problem&, const RunSettings&) const override { return 0; }
 
-  Status run(const Problem& p, const RunSettings&, CallReport* report) const override {
+  Status run(const Problem& p, const RunSettings& settings, CallReport* report) const override {
     for (int64_t s = 0; s < p.num_seqs; ++s) {
       const SequenceGeometry seq = p.sequence(s);
-      for (int64_t i = 0; i < seq.num_rows; ++i) {
+      for (int64_t i = 0; i < seq.num_rows && !settings.cancellation.requested(); ++i) {
         for (int64_t q_head = 0; q_head < p.num_q_heads; ++q_head) Row(p, s, seq, i, q_head).run();
       }
     }

@@ -1,0 +1,96 @@
+"""Long calls that Ctrl-C ends.
+
+Python runs signal handlers in the main thread, between its own instructions: never while that thread is
+inside the library. So a long call of the main thread runs in another one, while the main thread waits,
+which a signal interrupts; the flag that the C interface looks at then ends the call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from ctypes import addressof, byref, c_int32
+from functools import lru_cache
+
+from pagefill._c import structs
+from pagefill._c.library import error, lib
+from pagefill._c.outputs import NAMES
+
+# Starting a thread takes 0.1 ms. A call of this many operations (4 a visible pair and element of the
+# head) takes at least 10 ms on a fast thread, 0.2 GFLOP/us; the reference backend is slower by far.
+_LONG_PER_THREAD = 2e9
+_LONG_REFERENCE = 1e7
+
+
+@lru_cache(maxsize=256)
+def _long(context: bytes | None) -> float:
+    """From how many operations on a call is long. The environment of the first call counts: a matter of
+    speed only."""
+    choice = structs.BackendChoice()
+    if lib.pagefill_choose_backend(context, byref(choice)):
+        return float("inf")  # the call itself will say why
+    if choice.backend == b"reference":
+        return _LONG_REFERENCE
+    return _LONG_PER_THREAD * float(choice.num_threads)
+
+
+def run(
+    function: Callable[..., int],
+    arguments: tuple[bytes | None, ...],
+    context: bytes | None,
+    operations: float,
+    owners: object,
+) -> None:
+    """Calls function(*arguments, context) and raises what it answers. `owners` of the memory are kept."""
+    if (
+        operations < _LONG_REFERENCE
+        or operations < _long(context)
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        if status := function(*arguments, context):
+            raise error(status, NAMES)
+        return
+    _run_apart(function, arguments, context, owners)
+
+
+def _run_apart(
+    function: Callable[..., int],
+    arguments: tuple[bytes | None, ...],
+    context: bytes | None,
+    owners: object,
+) -> None:
+    cancel = c_int32(0)
+    cancellable = structs.cancellable(context, addressof(cancel))
+    order: list[str] = []  # who came first: the call that starts, or the interrupt that forestalls it
+    done: list[Exception | None] = []
+    running = threading.Lock()
+    running.acquire()
+
+    def call() -> None:
+        order.append("call")
+        if order[0] != "call":
+            return
+        status = function(*arguments, cancellable)
+        done.append(error(status, NAMES) if status else None)
+        running.release()
+        _ = owners  # until here
+
+    interrupt: BaseException | None = None
+    try:
+        threading.Thread(target=call, name="pagefill", daemon=True).start()
+        running.acquire()
+    except BaseException as exception:  # KeyboardInterrupt, or what another signal's handler raises
+        interrupt = exception
+    while interrupt is not None and not done:
+        try:
+            cancel.value = 1
+            order.append("interrupt")
+            if order[0] == "interrupt":
+                break
+            running.acquire()  # the outputs are written to until the call has come back
+        except BaseException as exception:
+            interrupt = exception
+    if interrupt is not None:
+        raise interrupt
+    if done[0] is not None:
+        raise done[0]
