@@ -8,7 +8,7 @@ from ctypes import c_uint64, c_void_p, py_object, pythonapi
 from typing import Any
 
 from pagefill._c.library import DTYPES
-from pagefill._c.structs import CPU, CUDA, MAX_RANK, Held, tensor, tensor_layout
+from pagefill._c.structs import CPU, CUDA, MAX_RANK, Held, row_major, tensor, tensor_layout
 
 # DLDeviceType. Memory that the host may read too, kDLCUDAHost and kDLCUDAManaged, is the CPU's.
 _DEVICES = {1: CPU, 2: CUDA, 3: CPU, 13: CPU}
@@ -69,17 +69,6 @@ def _capsule(name: str, array: Any) -> Any:
         raise TypeError(f"{name}: expected an array that DLPack hands over, got: {error}") from error
 
 
-def _strides(view: _Tensor) -> list[int]:
-    shape = view.shape[: view.ndim]
-    if view.strides:
-        return [s if size > 1 else 0 for size, s in zip(shape, view.strides[: view.ndim])]
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step if size > 1 else 0)
-        step *= size
-    return strides[::-1]
-
-
 def tensor_of(name: str, array: Any, writable: bool) -> bytes:
     """The packed tensor of an array that speaks DLPack, read where it lies."""
     capsule = _capsule(name, array)
@@ -108,10 +97,11 @@ def tensor_of(name: str, array: Any, writable: bool) -> bytes:
         raise ValueError(
             f"{name}: expected at most {MAX_RANK} dimensions, got {list(view.shape[: view.ndim])}"
         )
+    shape = view.shape[: view.ndim]
     layout = tensor_layout(
         DTYPES[dtype],
-        view.shape[: view.ndim],
-        _strides(view),
+        shape,
+        view.strides[: view.ndim] if view.strides else row_major(shape),
         _DEVICES[view.device_type],
         view.device_id,
     )

@@ -21,6 +21,10 @@ from pagefill._c.outputs import NAMES
 _LONG_PER_THREAD = 2e9
 _LONG_REFERENCE = 1e7
 
+# A signal wakes the main thread at once; _thread.interrupt_main and the like do not: seconds until it
+# looks by itself.
+_PATIENCE = 0.05
+
 
 @lru_cache(maxsize=256)
 def _long(context: bytes | None) -> float:
@@ -78,7 +82,8 @@ def _run_apart(
     interrupt: BaseException | None = None
     try:
         threading.Thread(target=call, name="pagefill", daemon=True).start()
-        running.acquire()
+        while not running.acquire(timeout=_PATIENCE):
+            pass
     except BaseException as exception:  # KeyboardInterrupt, or what another signal's handler raises
         interrupt = exception
     while interrupt is not None and not done:
@@ -87,7 +92,9 @@ def _run_apart(
             order.append("interrupt")
             if order[0] == "interrupt":
                 break
-            running.acquire()  # the outputs are written to until the call has come back
+            # The outputs are written to until the call has come back.
+            while not running.acquire(timeout=_PATIENCE):
+                pass
         except BaseException as exception:
             interrupt = exception
     if interrupt is not None:

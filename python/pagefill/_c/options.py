@@ -143,6 +143,8 @@ def _as_integers(name: str, value: Any) -> npt.NDArray[Any] | None:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name}: expected rows of one length, got: {error}") from None
+    if array.ndim == 0:  # a number of NumPy's
+        array = array.reshape(1)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int32)  # an empty list has no dtype of its own
     if array.dtype.kind not in "iu":

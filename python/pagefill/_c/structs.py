@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
+from math import prod
 from struct import Struct
 
 MAX_RANK = 4
@@ -31,6 +32,11 @@ def tensor(data: int, layout: bytes) -> bytes:
     return _pack_head(TENSOR_SIZE, data) + layout
 
 
+def row_major(shape: Sequence[int]) -> list[int]:
+    """The strides of an array without gaps."""
+    return [prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
 def tensor_layout(
     dtype: int,
     shape: Sequence[int],
@@ -42,6 +48,10 @@ def tensor_layout(
     same for all arrays of one shape."""
     rank = len(shape)
     pad = _PAD[rank:]
+    if 0 in shape:  # NumPy and others leave the strides of an empty array to chance
+        strides = row_major(shape)
+    else:  # and those of dimensions that are not stepped through
+        strides = [s if size > 1 else 0 for size, s in zip(shape, strides, strict=True)]
     return _TENSOR_LAYOUT.pack(dtype, device_type, device_index, rank, *shape, *pad, *strides, *pad)
 
 

@@ -51,11 +51,10 @@ def _layout(dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ..
         return f"expected dtype {dtype.name} in the machine's byte order, got the other order"
     if len(shape) > MAX_RANK:
         return f"expected at most {MAX_RANK} dimensions, got shape {list(shape)}"
-    # NumPy leaves the strides of dimensions that are not stepped through to chance.
-    stepped = [stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
-    if any(stride % dtype.itemsize for stride in stepped):
-        return f"expected strides of whole elements of {dtype.itemsize} bytes, got {list(strides)}"
-    return tensor_layout(code, shape, [stride // dtype.itemsize for stride in stepped])
+    size = dtype.itemsize
+    if any(stride % size for stride, extent in zip(strides, shape, strict=True) if extent > 1):
+        return f"expected strides of whole elements of {size} bytes, got {list(strides)}"
+    return tensor_layout(code, shape, [stride // size for stride in strides])
 
 
 def _refuse(name: str, problem: str) -> Exception:

@@ -1,0 +1,181 @@
+"""What is read in place: strides, the buffer protocol, DLPack, ml_dtypes; and what is refused."""
+
+from __future__ import annotations
+
+import array as array_module
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Case, assert_close, bits, random_case, with_oracle
+
+import pagefill
+
+
+def attend(case: Case, **options: Any) -> bytes:
+    return bits(pagefill.prefill_page_attention(*case.arguments, **options))
+
+
+def test_token_major_and_interleaved_caches_are_read_in_place() -> None:
+    case = random_case()
+    wanted = attend(case)
+    keys, values = case.key_cache, case.value_cache
+
+    case.key_cache = keys.transpose(1, 2, 0, 3).copy().transpose(2, 0, 1, 3)  # token-major
+    case.value_cache = values.transpose(1, 2, 0, 3).copy().transpose(2, 0, 1, 3)
+    assert not case.key_cache.flags.c_contiguous
+    assert attend(case) == wanted
+
+    both = np.stack([keys, values], axis=2)  # [num_kv_heads, pages, 2, page_size, head_dim]
+    case.key_cache, case.value_cache = both[:, :, 0], both[:, :, 1]
+    assert attend(case) == wanted
+
+    beside = np.concatenate([keys, values], axis=3)
+    case.key_cache, case.value_cache = beside[..., :16], beside[..., 16:]
+    assert attend(case) == wanted
+
+    head_major = case.query.transpose(1, 0, 2).copy().transpose(1, 0, 2)
+    out = np.zeros((4, 5, 16), np.float32).transpose(1, 0, 2)
+    case.query = head_major
+    assert pagefill.prefill_page_attention(*case.arguments, out=out) is out
+    assert bits(out) == wanted
+
+
+def test_one_key_for_all_positions_is_a_stride_of_zero() -> None:
+    case = random_case()
+    one = np.ones((1, 1, 1, 16), np.float32)
+    case.value_cache = np.broadcast_to(one, case.key_cache.shape)
+    output = pagefill.prefill_page_attention(*case.arguments)
+    np.testing.assert_allclose(output, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_small_floats_are_met_within_rounding(dtype: Any) -> None:
+    case = with_oracle(random_case(dtype=dtype))
+    output, lse = pagefill.prefill_page_attention(*case.arguments, return_lse=True)
+    assert output.dtype == dtype
+    assert_close(case, output, lse)
+
+
+def test_the_buffer_protocol_is_read_in_place() -> None:
+    case = random_case()
+    wanted = attend(case)
+    case.query = memoryview(case.query)  # type: ignore[assignment]
+    case.page_indices = array_module.array("i", case.page_indices)  # type: ignore[assignment]
+    out = memoryview(np.zeros((5, 4, 16), np.float32))
+    assert pagefill.prefill_page_attention(*case.arguments, out=out) is out
+    assert bits(out) == wanted
+
+
+def test_memory_maps_and_other_subclasses_are_read(tmp_path: Any) -> None:
+    case = random_case()
+    wanted = attend(case)
+    mapped = np.memmap(tmp_path / "cache", np.float32, "w+", shape=case.key_cache.shape)
+    mapped[:] = case.key_cache
+    case.key_cache = mapped
+    assert attend(case) == wanted
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint16", "list", "tuple"])
+def test_other_integers_are_converted_where_lengths_or_pages_are_expected(kind: str) -> None:
+    case = random_case()
+    wanted = attend(case)
+    if kind in ("list", "tuple"):
+        case.page_indices = {"list": list, "tuple": tuple}[kind](case.page_indices.tolist())
+        case.context_len = [37]  # type: ignore[assignment]
+    else:
+        case.page_indices = case.page_indices.astype(kind)
+        case.context_len = case.context_len.astype(kind)
+    assert attend(case) == wanted
+    case.context_len = 37  # type: ignore[assignment]
+    assert attend(case) == wanted
+    case.context_len = np.int64(37)
+    assert attend(case) == wanted
+
+
+def test_page_numbers_beyond_32_bits_matter_only_where_a_key_needs_them() -> None:
+    case = random_case()
+    wanted = attend(case)
+    wide = np.concatenate([case.page_indices.astype(np.int64), [2**40, -(2**40)]])
+    case.page_indices = wide
+    assert attend(case) == wanted
+    wide[0] += 2**32  # would be the right page again in 32 bits
+    with pytest.raises(ValueError, match="page_indices: expected pages from 0"):
+        attend(case)
+
+
+def test_every_argument_may_come_from_torch() -> None:
+    torch = pytest.importorskip("torch")
+    case = random_case(dtype=ml_dtypes.bfloat16)
+    wanted = attend(case)
+    tensors = [
+        torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in case.arguments[:3]
+    ]
+    for lengths in (torch.int32, torch.int64):
+        context_len = torch.tensor([37], dtype=lengths)
+        pages = torch.from_numpy(case.page_indices).to(lengths)
+        output = pagefill.prefill_page_attention(*tensors, context_len, pages)
+        assert output.dtype == ml_dtypes.bfloat16
+        assert bits(output) == wanted
+    out = torch.zeros(5, 4, 16, dtype=torch.bfloat16)
+    token_major = tensors[1].permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
+    tensors[1] = token_major
+    assert pagefill.prefill_page_attention(*tensors, 37, pages, out=out) is out
+    assert out.view(torch.int16).numpy().tobytes() == wanted
+
+
+def test_a_tensor_of_torch_that_needs_gradients_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    case = random_case()
+    query = torch.from_numpy(case.query).requires_grad_()
+    with pytest.raises(TypeError, match="query: .*gradient"):
+        pagefill.prefill_page_attention(query, *case.arguments[1:])
+
+
+def test_every_argument_may_come_from_jax() -> None:
+    jax = pytest.importorskip("jax")
+    case = random_case(dtype=ml_dtypes.bfloat16)
+    wanted = attend(case)
+    arrays = [jax.numpy.asarray(a) for a in case.arguments]
+    assert bits(pagefill.prefill_page_attention(*arrays)) == wanted
+    with pytest.raises(TypeError, match="out: expected an array that may be written"):
+        pagefill.prefill_page_attention(*arrays, out=arrays[0])
+
+
+def test_what_cannot_be_read_in_place_is_refused() -> None:
+    case = random_case()
+
+    def refused(error: type[Exception], match: str, **changes: Any) -> None:
+        arguments = {"query": case.query, "key_cache": case.key_cache, **changes}
+        with pytest.raises(error, match=match):
+            pagefill.prefill_page_attention(
+                arguments["query"],
+                arguments["key_cache"],
+                case.value_cache,
+                case.context_len,
+                case.page_indices,
+                out=arguments.get("out"),
+            )
+
+    wide = np.zeros((5, 4, 32), np.float32)
+    refused(ValueError, "query: expected an innermost stride of 1, got 2", query=wide[..., ::2])
+    refused(ValueError, "query: expected strides >= 0", query=case.query[::-1])
+    swapped = case.query.astype(case.query.dtype.newbyteorder())
+    refused(TypeError, "query: expected dtype float32 in the machine's byte order", query=swapped)
+    masked = np.ma.masked_array(case.query)  # type: ignore[no-untyped-call]
+    refused(TypeError, "query: expected an array without a mask", query=masked)
+    refused(TypeError, "query: expected an array of NumPy, or .*, got list", query=[[[1.0]]])
+    refused(TypeError, "query: expected an array of NumPy, or .*, got NoneType", query=None)
+    refused(TypeError, "query: expected dtype .*, got complex64", query=case.query + 0j)
+    many = np.zeros((1, 1, 2, 8, 16), np.float32)
+    refused(ValueError, "key_cache: expected at most 4 dimensions", key_cache=many)
+    fields = np.zeros((5, 4, 16), [("key", np.float32), ("other", np.int8)])["key"]
+    refused(ValueError, "query: expected strides of whole elements", query=fields)
+    odd = np.frombuffer(bytearray(1281), np.uint8)[1:].view(np.float32).reshape(5, 4, 16)
+    refused(ValueError, "query: expected .*align", query=odd)
+    fixed = np.zeros((5, 4, 16), np.float32)
+    fixed.flags.writeable = False
+    refused(ValueError, "out: expected an array that may be written, got a read-only", out=fixed)
+    refused(TypeError, "out: expected dtype float32, got float16", out=fixed.astype(np.float16))
+    refused(ValueError, "out: .*query", out=case.query)
