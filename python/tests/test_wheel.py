@@ -88,7 +88,7 @@ copies: list[pagefill.PageCopy] = []
 pagefill.copy_pages(copies, cache, cache)
 # --strict complains of a comment that ignores no error.
 pagefill.choose_backend(threads=1)  # type: ignore[call-arg]
-pagefill.prefill_page_attention(x, cache, cache, "1", [0])  # type: ignore[call-overload]
+pagefill.prefill_page_attention(x, cache, cache, "1", [0])  # type: ignore[arg-type]
 """)
     result = run(sys.executable, "-m", "mypy", "--strict", user, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
