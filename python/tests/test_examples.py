@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +26,15 @@ def test_an_example_runs(path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_the_python_of_the_documents_runs(document: str) -> None:
+    text = (EXAMPLES.parents[1] / document).read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        modules = set(NEEDS) & set(re.findall(r"\w+", block))
+        if all(importlib.util.find_spec(module) for module in modules):
+            exec(block, names)

@@ -16,9 +16,10 @@ from pagefill._c import structs
 from pagefill._c.library import error, lib
 from pagefill._c.outputs import NAMES
 
-# Starting a thread takes 0.1 ms. A call of this many operations (4 a visible pair and element of the
-# head) takes at least 10 ms on a fast thread, 0.2 GFLOP/us; the reference backend is slower by far.
-_LONG_PER_THREAD = 2e9
+# Operations (4 a visible pair and element of the head) from which on a call is long: 0.05 s on a thread
+# that does 0.2 TFLOP/s, the most that was measured, beside which starting a thread is nothing; and as
+# much of the reference, which does 0.15 GFLOP/s.
+_LONG_PER_THREAD = 1e10
 _LONG_REFERENCE = 1e7
 
 # A signal wakes the main thread at once; _thread.interrupt_main and the like do not: seconds until it

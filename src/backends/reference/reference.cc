@@ -137,8 +137,11 @@ class ReferenceBackend final : public Backend {
   Status run(const Problem& p, const RunSettings& settings, CallReport* report) const override {
     for (int64_t s = 0; s < p.num_seqs; ++s) {
       const SequenceGeometry seq = p.sequence(s);
-      for (int64_t i = 0; i < seq.num_rows && !settings.cancellation.requested(); ++i) {
-        for (int64_t q_head = 0; q_head < p.num_q_heads; ++q_head) Row(p, s, seq, i, q_head).run();
+      for (int64_t i = 0; i < seq.num_rows; ++i) {
+        for (int64_t q_head = 0; q_head < p.num_q_heads; ++q_head) {
+          if (settings.cancellation.requested()) return {};  // the caller looks too
+          Row(p, s, seq, i, q_head).run();
+        }
       }
     }
     report->target = "double";
