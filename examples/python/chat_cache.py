@@ -1,12 +1,11 @@
 """A toy chat server: several conversations share one paged cache, and a prompt is computed once.
 
-A real model would make the queries, keys and values; here each token has random ones of its own, so that
-the answer of a conversation must not depend on how it was served. It is held against plain attention
-over the conversation's own tokens.
+A real model would make the queries, keys and values; here each token has random ones of its own, so
+that the answer of a conversation must not depend on how it was served. It is held against plain
+attention over the conversation's own tokens.
 """
 
 import numpy as np
-
 import pagefill
 
 NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, TOTAL_NUM_PAGES = 8, 2, 64, 16, 64

@@ -1,5 +1,5 @@
-"""Attention over a paged KV cache, for NumPy arrays. pagefill.jax, pagefill.torch and pagefill.ejkernel
-are imported by themselves."""
+"""Attention over a paged KV cache, for NumPy arrays. pagefill.jax, pagefill.torch and
+pagefill.ejkernel are imported by themselves."""
 
 from pagefill._c.library import VERSION as __version__
 from pagefill._c.options import DEFAULT_MASK_VALUE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from pagefill._c import interrupt, options, outputs, views
 from pagefill._c.library import check, lib
@@ -67,21 +67,24 @@ def prefill_page_attention(
     """The chunk of one sequence attends, causally, to all that the cache holds for it.
 
     The chunk's own keys and values are already in the cache: call `append_kv` first. Arrays are
-    NumPy's, or speak DLPack or the buffer protocol; they are read in place, whatever their strides (the
-    last dimension's elements lie together). bfloat16 and float8 are ml_dtypes', or torch's, or JAX's.
+    NumPy's, or speak DLPack or the buffer protocol; they are read in place, whatever their strides
+    (the last dimension's elements lie together). bfloat16 and float8 are ml_dtypes', or torch's, or
+    JAX's.
 
     Args:
         query: [chunk_size, num_q_heads, head_dim], float32, bfloat16 or float16. Query i stands at
-            position context_len - chunk_size + i. chunk_size may be 0; head_dim is a multiple of 8 up
-            to 512.
-        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16 or float16,
-            or quantised: int8, float8_e4m3fn, float8_e5m2. num_q_heads is a multiple of num_kv_heads.
+            position context_len - chunk_size + i. chunk_size may be 0; head_dim is a multiple of 8
+            up to 512.
+        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], float32, bfloat16 or
+            float16, or quantised: int8, float8_e4m3fn, float8_e5m2. num_q_heads is a multiple of
+            num_kv_heads.
         value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
         context_len: an integer, or int32 [1]: tokens in the context, the chunk's included.
         page_indices: int32 [num_pages]: the physical page of the sequence's logical page i. Entries
             that no visible key needs may hold anything. Other integers are converted.
         softmax_scale: multiplies the scores; 1 / sqrt(head_dim) where None.
-        mask_value: at or below -1e4 masked keys are excluded; above it, it is added to their scores.
+        mask_value: at or below -1e4 masked keys are excluded; above it, it is added to their
+            scores.
         attn_logits_soft_cap: s becomes cap * tanh(s / cap), before the mask. > 0.
         sliding_window: a query sees at most that many keys, its own included. >= 1.
         sinks: float32 [num_q_heads]: a logit a head that takes part in the softmax without a value.
@@ -97,11 +100,13 @@ def prefill_page_attention(
         cpu_target: an instruction set; None: PAGEFILL_CPU_TARGET, else the best.
 
     Returns:
-        output [chunk_size, num_q_heads, v_head_dim] in query's dtype; with return_lse, (output, lse),
-        lse float32 [chunk_size, num_q_heads], natural. A row that sees no key gives 0 and -inf.
+        output [chunk_size, num_q_heads, v_head_dim] in query's dtype; with return_lse, (output,
+        lse), lse float32 [chunk_size, num_q_heads], natural. A row that sees no key gives 0 and
+        -inf.
 
     Raises:
-        ValueError: a shape, a value or an array's memory breaks a rule. The message names the argument.
+        ValueError: a shape, a value or an array's memory breaks a rule. The message names the
+            argument.
         TypeError: a dtype or a type does.
         NotImplementedError: memory of a GPU, or a backend that is not available here.
         MemoryError: no memory for the workspace.
@@ -197,8 +202,9 @@ def ragged_page_attention(
 
     Args:
         query: [total_tokens, num_q_heads, head_dim]: the rows of all sequences.
-        query_starts: int32 [num_seqs + 1]: sequence s has rows query_starts[s] to query_starts[s + 1];
-            from 0, never decreasing. Rows behind the last are left alone (0 and -inf in new results).
+        query_starts: int32 [num_seqs + 1]: sequence s has rows query_starts[s] to
+            query_starts[s + 1]; from 0, never decreasing. Rows behind the last are left alone (0
+            and -inf in new results).
         context_lens: int32 [num_seqs].
         page_table: int32 [num_seqs, max_pages]: row s holds the pages of sequence s.
         kv_start: int32 [num_seqs].
@@ -255,8 +261,8 @@ def merge_attention_states(
     """Combines attention over two disjoint sets of keys into attention over their union.
 
     Args:
-        output_a, output_b: [total_tokens, num_q_heads, v_head_dim], float32, bfloat16 or float16, of
-            one dtype.
+        output_a, output_b: [total_tokens, num_q_heads, v_head_dim], float32, bfloat16 or float16,
+            of one dtype.
         lse_a, lse_b: float32 [total_tokens, num_q_heads].
         out, out_lse: where to write; may be the memory of a or of b. Else new NumPy arrays.
         num_threads, backend, cpu_target: as in `prefill_page_attention`.

@@ -38,8 +38,8 @@ def append_kv(
 ) -> None:
     """Writes the keys and values of new tokens into their slots, rounding to the cache's dtype.
 
-    The metadata are those of the attention call that follows: token i of the n new ones of sequence s
-    goes to position context_lens[s] - n + i.
+    The metadata are those of the attention call that follows: token i of the n new ones of sequence
+    s goes to position context_lens[s] - n + i.
 
     Args:
         keys: [total_tokens, num_kv_heads, head_dim], float32, bfloat16 or float16.
@@ -51,14 +51,15 @@ def append_kv(
         context_lens: int32 [num_seqs]: with the new tokens.
         page_table: int32 [num_seqs, max_pages].
         kv_start: int32 [num_seqs]: the position of the table's first slot.
-        key_scale, value_scale: what to quantise with, in the shapes that attention takes; 1 where None.
+        key_scale, value_scale: what to quantise with, in the shapes that attention takes; 1 where
+            None.
         chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size],
             written: the scale of each new slot is chosen, max|x| / the largest number of the dtype.
         num_threads, backend, cpu_target: as in `prefill_page_attention`.
 
     Raises:
-        ValueError: a shape or value breaks a rule, or a token's page is not in the cache. Then nothing
-            is written.
+        ValueError: a shape or value breaks a rule, or a token's page is not in the cache. Then
+            nothing is written.
         TypeError: a dtype does. NotImplementedError: memory of a GPU.
     """
     read = views.read
@@ -103,10 +104,11 @@ def copy_pages(
     """Carries out the copies that `PageAllocator.append` asks for, in their order.
 
     Args:
-        copies: (source, destination, num_slots) each: pages of the cache, and how many slots of them.
+        copies: (source, destination, num_slots) each: pages of the cache, and how many slots of
+            them.
         key_cache, value_cache: as in `append_kv`; written.
-        key_scale, value_scale: float32 [num_kv_heads, total_num_pages, page_size]: scales a slot of a
-            quantised cache, which move with the elements.
+        key_scale, value_scale: float32 [num_kv_heads, total_num_pages, page_size]: scales a slot of
+            a quantised cache, which move with the elements.
         num_threads, backend, cpu_target: as in `prefill_page_attention`.
 
     Raises:
@@ -136,9 +138,9 @@ def copy_pages(
 class PageAllocator:
     """Hands out the pages of one cache to sequences. Knows page numbers only; not thread-safe.
 
-    Pages are reference-counted: a fork shares its parent's pages, and a shared last page is copied only
-    when one of its owners appends to it. A call that fails changes nothing. Numbers of sequences are not
-    used again; ValueError names one that is not (any more) there.
+    Pages are reference-counted: a fork shares its parent's pages, and a shared last page is copied
+    only when one of its owners appends to it. A call that fails changes nothing. Numbers of
+    sequences are not used again; ValueError names one that is not (any more) there.
     """
 
     def __init__(self, total_num_pages: int, page_size: int) -> None:
@@ -177,9 +179,9 @@ class PageAllocator:
         return sequence.value
 
     def append(self, sequence: int, num_tokens: int) -> list[PageCopy]:
-        """Makes room for num_tokens (>= 0) more tokens. The copies that it returns, at most one, have to
-        be carried out (`copy_pages`) before the new tokens are written. MemoryError when there are too
-        few free pages."""
+        """Makes room for num_tokens (>= 0) more tokens. The copies that it returns, at most one,
+        have to be carried out (`copy_pages`) before the new tokens are written. MemoryError when
+        there are too few free pages."""
         copy, num_copies = structs.PageCopy(), c_size_t()
         check(
             lib.pagefill_page_allocator_append(
@@ -193,7 +195,8 @@ class PageAllocator:
         return [PageCopy(copy.source, copy.destination, copy.num_slots)][: num_copies.value]
 
     def truncate(self, sequence: int, context_len: int) -> None:
-        """Forgets the tokens from position context_len on. kv_start <= context_len <= the present one."""
+        """Forgets the tokens from position context_len on. kv_start <= context_len <= the present
+        one."""
         check(
             lib.pagefill_page_allocator_truncate(
                 self._handle, _int64("sequence", sequence), _int64("context_len", context_len)

@@ -21,9 +21,7 @@ def test_an_example_runs(path: Path) -> None:
         if word in path.stem:
             pytest.importorskip(module)
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    result = subprocess.run(
-        [sys.executable, path], capture_output=True, text=True, env=environment
-    )
+    result = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 

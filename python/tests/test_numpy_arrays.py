@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array as array_module
+from ctypes import PYFUNCTYPE, addressof, c_char_p, c_int64, c_void_p, py_object, pythonapi
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import pytest
 from cases import Case, assert_close, bits, random_case, with_oracle
 
 import pagefill
+from pagefill._c import dlpack
 
 
 def attend(case: Case, **options: Any) -> bytes:
@@ -109,9 +111,7 @@ def test_every_argument_may_come_from_torch() -> None:
     torch = pytest.importorskip("torch")
     case = random_case(dtype=ml_dtypes.bfloat16)
     wanted = attend(case)
-    tensors = [
-        torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in case.arguments[:3]
-    ]
+    tensors = [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in case.arguments[:3]]
     for lengths in (torch.int32, torch.int64):
         context_len = torch.tensor([37], dtype=lengths)
         pages = torch.from_numpy(case.page_indices).to(lengths)
@@ -179,3 +179,56 @@ def test_what_cannot_be_read_in_place_is_refused() -> None:
     refused(ValueError, "out: expected an array that may be written, got a read-only", out=fixed)
     refused(TypeError, "out: expected dtype float32, got float16", out=fixed.astype(np.float16))
     refused(ValueError, "out: .*query", out=case.query)
+
+
+class Fake:
+    """What speaks DLPack and says what a test wants: an address, a device, a dtype, a version."""
+
+    def __init__(self, device: int = 1, code: int = 2, bits: int = 32, flags: int = 0) -> None:
+        self.device, self.code, self.bits, self.flags = device, code, bits, flags
+        self.memory = np.ones((5, 4, 16), np.float32)
+        self.asked: list[dict[str, object]] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device, 0
+
+    def __dlpack__(self, **options: object) -> object:
+        self.asked.append(options)
+        self.shape = (c_int64 * 3)(5, 4, 16)
+        tensor = dlpack._Tensor(
+            self.memory.ctypes.data, self.device, 0, 3, self.code, self.bits, 1, self.shape, None, 0
+        )
+        self.managed = dlpack._Versioned(1, 0, None, None, self.flags, tensor)
+        new = PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", pythonapi))
+        return new(addressof(self.managed), b"dltensor_versioned", None)
+
+
+def test_what_dlpack_says_is_honoured_or_refused() -> None:
+    case = random_case()
+    keys = case.arguments[1:]
+    fake = Fake()
+    ones = pagefill.prefill_page_attention(fake.memory, *keys)
+    assert bits(pagefill.prefill_page_attention(fake, *keys)) == bits(ones)
+    assert fake.asked == [{"max_version": (1, 0), "copy": False}]
+
+    for bad, error, match in (
+        (
+            Fake(device=2),
+            NotImplementedError,
+            "query: expected memory of the CPU, got memory of a CUDA",
+        ),
+        (Fake(device=4), NotImplementedError, "query: expected memory of the CPU or of CUDA"),
+        (Fake(code=1, bits=8), TypeError, "query: expected dtype .*code 1 of 8 bits"),
+        (
+            Fake(code=0),
+            TypeError,
+            "query: expected dtype float32 or bfloat16 or float16, got int32",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            pagefill.prefill_page_attention(bad, *keys)
+    with pytest.raises(ValueError, match="out: expected an array that may be written"):
+        pagefill.prefill_page_attention(*case.arguments, out=Fake(flags=1))
+    out = Fake()
+    pagefill.prefill_page_attention(*case.arguments, out=out)
+    assert bits(out.memory) == bits(pagefill.prefill_page_attention(*case.arguments))

@@ -84,9 +84,7 @@ def test_a_bad_append_writes_nothing() -> None:
     keys, values = new_tokens()
     key_cache, value_cache = caches(np.float32)
     with pytest.raises(ValueError, match="page_table: expected"):
-        pagefill.append_kv(
-            keys, values, key_cache, value_cache, *PLACES[:2], [[3, 0], [9, -1]]
-        )
+        pagefill.append_kv(keys, values, key_cache, value_cache, *PLACES[:2], [[3, 0], [9, -1]])
     fixed = key_cache.copy()
     fixed.flags.writeable = False
     with pytest.raises(ValueError, match="key_cache: expected an array that may be written"):

@@ -126,7 +126,5 @@ def test_rows_that_see_nothing_are_zero_with_lse_minus_infinity() -> None:
     assert (output[:2] == 0).all()
     assert (lse[:2] == -np.inf).all()
     assert np.isfinite(lse[2]).all()
-    empty = pagefill.prefill_page_attention(
-        case.query[:0], case.key_cache, case.value_cache, 0, []
-    )
+    empty = pagefill.prefill_page_attention(case.query[:0], case.key_cache, case.value_cache, 0, [])
     assert empty.shape == (0, 4, 16)

@@ -17,7 +17,7 @@ import pagefill
 
 
 def long_call(backend: str) -> dict[str, Any]:
-    """Some seconds of work at least, for one thread: 3e11 operations, 6e9 for the slow reference."""
+    """Seconds of work for one thread: 3e11 operations, 9e9 for the slow reference."""
     rows, keys = (4096, 4096) if backend == "cpu" else (256, 2048)
     random = np.random.default_rng(0)
     cache = random.standard_normal((8, 1, keys, 128), np.float32)

@@ -16,8 +16,10 @@ PACKAGE = Path(pagefill.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
+def run(
+    *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
 
 
 def test_the_version_is_that_of_cmake() -> None:
@@ -59,7 +61,7 @@ except TypeError as error:
     print(error)
 """
     result = run(sys.executable, "-c", code)
-    assert "or the package ml_dtypes for results in bfloat16" in result.stdout, result.stderr
+    assert "or the package ml_dtypes for bfloat16" in result.stdout, result.stderr
 
 
 def test_a_library_that_is_not_there_is_an_import_error_that_says_so() -> None:

@@ -1,1 +1,1 @@
-"""pagefill's C interface (include/pagefill/pagefill.h) through ctypes: what the faces are built on."""
+"""pagefill's C interface (include/pagefill/pagefill.h) through ctypes, for all faces."""

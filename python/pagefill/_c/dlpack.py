@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, PYFUNCTYPE, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint32
-from ctypes import c_uint64, c_void_p, py_object, pythonapi
+from ctypes import (
+    POINTER,
+    PYFUNCTYPE,
+    c_char_p,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    py_object,
+    pythonapi,
+)
 from typing import Any
 
 from pagefill._c.library import DTYPES
@@ -66,7 +78,9 @@ def _capsule(name: str, array: Any) -> Any:
         except TypeError:  # before DLPack 1.0
             return array.__dlpack__()
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
-        raise TypeError(f"{name}: expected an array that DLPack hands over, got: {error}") from error
+        raise TypeError(
+            f"{name}: expected an array that DLPack hands over, got: {error}"
+        ) from error
 
 
 def tensor_of(name: str, array: Any, writable: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""NumPy's dtypes by the names that the library knows them by. Those that NumPy lacks are ml_dtypes'."""
+"""NumPy's dtypes, those that it lacks from ml_dtypes, by the C interface's numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def numpy_dtype(code: int) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError:
             raise TypeError(
-                f"out: expected an array, or the package ml_dtypes for results in {name}, got neither"
+                f"out: expected an array, or the package ml_dtypes for {name}, got neither"
             ) from None
         small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return small

@@ -1,8 +1,8 @@
 """Long calls that Ctrl-C ends.
 
-Python runs signal handlers in the main thread, between its own instructions: never while that thread is
-inside the library. So a long call of the main thread runs in another one, while the main thread waits,
-which a signal interrupts; the flag that the C interface looks at then ends the call.
+Python runs signal handlers in the main thread, between its own instructions: never while that
+thread is inside the library. So a long call of the main thread runs in another one, while the main
+thread waits, which a signal interrupts; the flag that the C interface looks at then ends the call.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pagefill._c import structs
 from pagefill._c.library import error, lib
 from pagefill._c.outputs import NAMES
 
-# Operations (4 a visible pair and element of the head) from which on a call is long: 0.05 s on a thread
-# that does 0.2 TFLOP/s, the most that was measured, beside which starting a thread is nothing; and as
-# much of the reference, which does 0.15 GFLOP/s.
+# Operations (4 a visible pair and element of the head) from which on a call is long: 0.05 s on a
+# thread that does 0.2 TFLOP/s, the most that was measured, beside which starting a thread is
+# nothing; and as much of the reference, which does 0.15 GFLOP/s.
 _LONG_PER_THREAD = 1e10
 _LONG_REFERENCE = 1e7
 
-# A signal wakes the main thread at once; _thread.interrupt_main and the like do not: seconds until it
-# looks by itself.
+# A signal wakes the main thread at once; _thread.interrupt_main and the like do not: seconds until
+# it looks by itself.
 _PATIENCE = 0.05
 
 
 @lru_cache(maxsize=256)
 def _long(context: bytes | None) -> float:
-    """From how many operations on a call is long. The environment of the first call counts: a matter of
-    speed only."""
+    """From how many operations on a call is long. The environment of the first call counts: a
+    matter of speed only."""
     choice = structs.BackendChoice()
     if lib.pagefill_choose_backend(context, byref(choice)):
         return float("inf")  # the call itself will say why
@@ -46,7 +46,8 @@ def run(
     operations: float,
     owners: object,
 ) -> None:
-    """Calls function(*arguments, context) and raises what it answers. `owners` of the memory are kept."""
+    """Calls function(*arguments, context) and raises what it answers. `owners` of the memory are
+    kept."""
     if (
         operations < _LONG_REFERENCE
         or operations < _long(context)
@@ -66,7 +67,7 @@ def _run_apart(
 ) -> None:
     cancel = c_int32(0)
     cancellable = structs.cancellable(context, addressof(cancel))
-    order: list[str] = []  # who came first: the call that starts, or the interrupt that forestalls it
+    order: list[str] = []  # who came first: the call, or the interrupt that forestalls it
     done: list[Exception | None] = []
     running = threading.Lock()
     running.acquire()

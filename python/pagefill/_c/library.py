@@ -1,8 +1,9 @@
 """libpagefill: found, loaded, and its statuses as exceptions.
 
-Functions of `lib` take packed structs (bytes), None for a null pointer and ctypes objects as they are,
-so they need no argtypes, which would cost time on every call. An integer needs c_int64(...) where the
-header says int64_t: ctypes passes a plain one as an int. The GIL is released while a function runs.
+Functions of `lib` take packed structs (bytes), None for a null pointer and ctypes objects as they
+are, so they need no argtypes, which would cost time on every call. An integer needs c_int64(...)
+where the header says int64_t: ctypes passes a plain one as an int. The GIL is released while a
+function runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _INVALID_ARGUMENT, _UNSUPPORTED, _RESOURCE_EXHAUSTED, _UNAVAILABLE = 1, 2, 3, 4
 
 
 def _find() -> Path:
-    """The wheel's own library, or the one that PAGEFILL_LIBRARY names, for work on pagefill itself."""
+    """The wheel's own library, or the one that PAGEFILL_LIBRARY names, for work on pagefill
+    itself."""
     named = os.environ.get(_VARIABLE)
     path = LIBRARY_FOLDER / "libpagefill.so" if named is None else Path(named)
     if not path.is_file():
@@ -54,8 +56,8 @@ DTYPES = _dtypes()
 
 
 def error(status: int, names: Mapping[str, str] = MappingProxyType({})) -> Exception:
-    """The exception for the last call of this thread, which failed with that status. `names` are those
-    of arguments that the caller knows by others than the library's."""
+    """The exception for the last call of this thread, which failed with that status. `names` are
+    those of arguments that the caller knows by others than the library's."""
     message = lib.pagefill_last_error_message().decode()
     argument, colon, rest = message.partition(":")
     message = names.get(argument, argument) + colon + rest

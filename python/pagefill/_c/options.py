@@ -1,4 +1,4 @@
-"""Arguments that are numbers, names or small metadata, checked and brought into the C interface's types."""
+"""Numbers, names and small metadata, checked and brought into the C interface's types."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def lengths(name: str, value: Any) -> bytes:
 
 
 def pages(name: str, value: Any) -> bytes:
-    """A packed int32 tensor of page numbers. Numbers beyond int32 are no page, so they become -1, which
-    is refused where a visible key needs the entry and left alone elsewhere."""
+    """A packed int32 tensor of page numbers. Numbers beyond int32 are no page, so they become -1,
+    which is refused where a visible key needs the entry and left alone elsewhere."""
     if type(value) is np.ndarray and value.dtype == np.int32:
         return views.read(name, value)
     return _converted(name, value, _no_page)

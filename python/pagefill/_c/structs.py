@@ -1,8 +1,8 @@
 """The structs of include/pagefill/c/*.h.
 
-What a call reads is packed into bytes by `struct`: one C call a struct, where ctypes would take one a
-field, and a new object each time, so that no thread or signal handler finds another call's arguments.
-What a call fills in is a ctypes structure.
+What a call reads is packed into bytes by `struct`: one C call a struct, where ctypes would take one
+a field, and a new object each time, so that no thread or signal handler finds another call's
+arguments. What a call fills in is a ctypes structure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ MAX_RANK = 4
 CPU, CUDA = 0, 1  # device_type
 INT32_MIN, INT32_MAX, INT64_MAX = -(2**31), 2**31 - 1, 2**63 - 1
 
-# pagefill_tensor: struct_size and data, which change with every array, and the rest, which does not.
+# pagefill_tensor: struct_size and data, which change with every array, and the rest, which does
+# not.
 _TENSOR_HEAD = Struct("@NP")
 _TENSOR_LAYOUT = Struct(f"@4i{2 * MAX_RANK}q")
 TENSOR_SIZE = _TENSOR_HEAD.size + _TENSOR_LAYOUT.size
@@ -44,8 +45,8 @@ def tensor_layout(
     device_type: int = CPU,
     device_index: int = 0,
 ) -> bytes:
-    """All of a pagefill_tensor behind its data pointer; strides in elements. Worth keeping: it is the
-    same for all arrays of one shape."""
+    """All of a pagefill_tensor behind its data pointer; strides in elements. Worth keeping: it is
+    the same for all arrays of one shape."""
     rank = len(shape)
     pad = _PAD[rank:]
     if 0 in shape:  # NumPy and others leave the strides of an empty array to chance

@@ -1,7 +1,7 @@
 """Arrays as pagefill_tensor: read in place, strides and all.
 
-An array is NumPy's, or speaks DLPack (torch, JAX, ...) or Python's buffer protocol. Nothing here copies:
-what cannot be read where it lies is an error.
+An array is NumPy's, or speaks DLPack (torch, JAX, ...) or Python's buffer protocol. Nothing here
+copies: what cannot be read where it lies is an error.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class SupportsDLPack(Protocol):
 Array: TypeAlias = "npt.NDArray[Any] | SupportsDLPack | Buffer"
 """What is read in place."""
 
-# PyArrayInterface, which NumPy documents. Its capsule takes 0.65 us where __array_interface__, a dict, takes
-# 1.03, and a call has five arrays at least.
+# PyArrayInterface, which NumPy documents. Its capsule takes 0.65 us where __array_interface__, a
+# dict, takes 1.03, and a call has five arrays at least.
 _INTERFACE = Struct("@2ic2i3P")
 _interface_at = (c_char * _INTERFACE.size).from_address
 _unpack_interface = _INTERFACE.unpack_from
