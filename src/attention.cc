@@ -57,7 +57,8 @@ Status attend(const TensorView& query, const TensorView& key_cache, const Tensor
   Status status = plan->backend->run(*problem, settings, &report);
   if (!status.ok()) return status;
   if (settings.cancellation.requested()) {
-    return Status(StatusCode::kCancelled, "cancel: expected 0 until the call is done, got a request");
+    return Status(StatusCode::kCancelled,
+                  "cancel: expected 0 until the call is done, got a request");
   }
   if (context.report != nullptr) *context.report = report;
   return {};

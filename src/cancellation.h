@@ -12,9 +12,7 @@ class Cancellation {
   explicit Cancellation(const std::atomic<int32_t>* flag) : flag_(flag) {}
 
   // No order is needed: what the call has written is not to be read.
-  bool requested() const {
-    return flag_ != nullptr && flag_->load(std::memory_order_relaxed) != 0;
-  }
+  bool requested() const { return flag_ != nullptr && flag_->load(std::memory_order_relaxed) != 0; }
 
  private:
   const std::atomic<int32_t>* flag_ = nullptr;  // null: never

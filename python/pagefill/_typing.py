@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from pagefill._c.options import Integers
+from pagefill._c.options import Lengths
 from pagefill._c.views import Array
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class AttentionOptions(Where, total=False):
     attn_logits_soft_cap: float | None
     sliding_window: int | None
     sinks: Array | None
-    kv_start: int | Integers | None
+    kv_start: Lengths | None
     key_scale: Array | None
     value_scale: Array | None
     out: Array | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pagefill._c import interrupt, options, outputs, views
 from pagefill._c.library import check, lib
-from pagefill._c.options import DEFAULT_MASK_VALUE, Integers
+from pagefill._c.options import DEFAULT_MASK_VALUE, Integers, Lengths
 from pagefill._c.outputs import NAMES
 from pagefill._c.views import Array
 from pagefill._typing import AttentionOptions, Output, State, Where
@@ -25,7 +25,7 @@ def prefill_page_attention(
     query: Array,
     key_cache: Array,
     value_cache: Array,
-    context_len: int | Integers,
+    context_len: Lengths,
     page_indices: Integers,
     *,
     return_lse: Literal[False] = ...,
@@ -36,7 +36,7 @@ def prefill_page_attention(
     query: Array,
     key_cache: Array,
     value_cache: Array,
-    context_len: int | Integers,
+    context_len: Lengths,
     page_indices: Integers,
     *,
     return_lse: Literal[True],
@@ -46,7 +46,7 @@ def prefill_page_attention(
     query: Array,
     key_cache: Array,
     value_cache: Array,
-    context_len: int | Integers,
+    context_len: Lengths,
     page_indices: Integers,
     *,
     softmax_scale: float | None = None,
@@ -54,7 +54,7 @@ def prefill_page_attention(
     attn_logits_soft_cap: float | None = None,
     sliding_window: int | None = None,
     sinks: Array | None = None,
-    kv_start: int | Integers | None = None,
+    kv_start: Lengths | None = None,
     key_scale: Array | None = None,
     value_scale: Array | None = None,
     return_lse: bool = False,
@@ -186,7 +186,7 @@ def ragged_page_attention(
     attn_logits_soft_cap: float | None = None,
     sliding_window: int | None = None,
     sinks: Array | None = None,
-    kv_start: int | Integers | None = None,
+    kv_start: Lengths | None = None,
     key_scale: Array | None = None,
     value_scale: Array | None = None,
     return_lse: bool = False,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pagefill._c import options, structs, views
 from pagefill._c.library import check, lib
-from pagefill._c.options import Integers, integer
+from pagefill._c.options import Integers, Lengths, integer
 from pagefill._c.structs import INT32_MAX
 from pagefill._c.views import Array
 from pagefill._typing import Where
@@ -26,10 +26,10 @@ def append_kv(
     key_cache: Array,
     value_cache: Array,
     query_starts: Integers,
-    context_lens: int | Integers,
+    context_lens: Lengths,
     page_table: Integers,
     *,
-    kv_start: int | Integers | None = None,
+    kv_start: Lengths | None = None,
     key_scale: Array | None = None,
     value_scale: Array | None = None,
     chosen_key_scale: Array | None = None,

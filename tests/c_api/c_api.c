@@ -355,6 +355,6 @@ static int test_backends(void) {
 
 int main(void) {
   return test_defaults() || test_every_option() || test_executor_workspace_and_report() ||
-         test_cancel() || test_merge() || test_append_and_copy() || test_quantised() || test_page_allocator() ||
-         test_backends();
+         test_cancel() || test_merge() || test_append_and_copy() || test_quantised() ||
+         test_page_allocator() || test_backends();
 }

@@ -62,10 +62,9 @@ TEST(Threads, MayCancelACallOfAnother) {
   std::atomic<int32_t> cancel = 0;
   Status status;
   std::thread caller([&] {
-    status = prefill_page_attention(
-        {query.data(), {64, 1, 8}}, keys, keys, context_len, page_indices, {},
-        MutableTensorView(output.data(), {64, 1, 8}),
-        {.backend = "cpu", .num_threads = 2, .cancel = &cancel});
+    status = prefill_page_attention({query.data(), {64, 1, 8}}, keys, keys, context_len,
+                                    page_indices, {}, MutableTensorView(output.data(), {64, 1, 8}),
+                                    {.backend = "cpu", .num_threads = 2, .cancel = &cancel});
   });
   cancel = 1;
   caller.join();

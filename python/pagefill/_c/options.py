@@ -16,6 +16,9 @@ from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX
 Integers: TypeAlias = "views.Array | Sequence[int] | Sequence[Sequence[int]]"
 """Lengths and page numbers: int32 arrays are read in place, other integers are converted."""
 
+Lengths: TypeAlias = "int | np.integer[Any] | Integers"
+"""Where one number will do for an array of one."""
+
 DEFAULT_MASK_VALUE = float(np.float32(-0.7) * np.finfo(np.float32).max)
 """At or below -1e4 a masked key is excluded, whatever the number."""
 
