@@ -146,7 +146,7 @@ def prefill_page_attention(
 
 def _keys_a_row(keys: int, shape: tuple[int, ...], sliding_window: int | None) -> int:
     """About how many keys a row meets; for `interrupt` only."""
-    return keys if sliding_window is None else min(keys, sliding_window + shape[0])
+    return keys if sliding_window is None else min(keys, sliding_window + sum(shape[:1]))
 
 
 @overload

@@ -13,6 +13,8 @@ import pagefill
 BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "query: expected dtype float32", {"query": np.zeros((5, 4, 16))}),
     (ValueError, "query: expected shape", {"query": np.zeros((5, 16), np.float32)}),
+    (ValueError, "query: expected shape", {"query": np.array(1, "f4"), "sliding_window": 2}),
+    (ValueError, "value_cache: expected shape", {"value_cache": np.array(1, "f4")}),
     (ValueError, "query: expected num_q_heads a multiple", {"query": np.zeros((5, 3, 16), "f4")}),
     (ValueError, "head_dim", {"query": np.zeros((5, 4, 12), np.float32)}),
     (ValueError, "key_cache: expected shape", {"key_cache": np.zeros((2, 8, 16), np.float32)}),
