@@ -1,0 +1,156 @@
+"""Shapes, dtypes and options, checked by the C library before there are any arrays.
+
+The rules stand in the library and nowhere else. It gets tensors with the shapes and dtypes of the call, at
+addresses where nothing is, and a batch of sequences without tokens, for which it reads no element.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pagefill._c import structs
+from pagefill._c.library import DTYPES, check, lib
+
+Shape = tuple[Any, ...]
+
+_FIRST_ADDRESS = 1 << 40
+_SPACING = 1 << 12  # keeps neighbours apart and every dtype aligned
+
+
+def is_known(*avals: jax.core.ShapedArray) -> bool:
+    """False where jax.export left a dimension open: then the handler checks alone, at run time."""
+    return all(isinstance(size, int) for aval in avals for size in aval.shape)
+
+
+def expect(name: str, aval: jax.core.ShapedArray, shape: str, sizes: Shape, *dtypes: str) -> None:
+    """What is not the library's: a rule of one argument. None in `sizes` is any size."""
+    agrees = len(sizes) == len(aval.shape) and all(
+        wanted is None or wanted == size for wanted, size in zip(sizes, aval.shape, strict=True)
+    )
+    if not agrees:
+        raise ValueError(f"{name}: expected shape {shape}, got {list(aval.shape)}")
+    if aval.dtype.name not in dtypes:
+        raise TypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {aval.dtype.name}")
+
+
+class Shapes:
+    """Tensors without memory, each at an address of its own; and memory of zeros for the batch."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST_ADDRESS
+        self._alive: list[object] = []
+
+    def tensor(
+        self, name: str, aval: jax.core.ShapedArray | None, shape: Shape | None = None
+    ) -> bytes | None:
+        """A tensor that the call neither reads nor writes."""
+        if aval is None:
+            return None
+        address = self._next
+        size = math.prod(aval.shape) * aval.dtype.itemsize
+        # A size beyond all memory is refused by the library, so that its address does not matter.
+        self._next += min(size, 1 << 56) // _SPACING * _SPACING + 2 * _SPACING
+        return self._pack(name, aval, shape or aval.shape, address)
+
+    def zeros(
+        self, name: str, aval: jax.core.ShapedArray | None, shape: Shape | None = None
+    ) -> bytes | None:
+        """A tensor whose elements the call reads: all are 0."""
+        if aval is None:
+            return None
+        shape = aval.shape if shape is None else shape
+        memory = np.zeros(max(1, math.prod(shape)), aval.dtype)
+        self._alive.append(memory)
+        return self._pack(name, aval, shape, memory.ctypes.data)
+
+    @staticmethod
+    def _pack(name: str, aval: jax.core.ShapedArray, shape: Shape, address: int) -> bytes:
+        code = DTYPES.get(aval.dtype.name)
+        if code is None:
+            raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {aval.dtype.name}")
+        if len(shape) > structs.MAX_RANK:
+            raise ValueError(
+                f"{name}: expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"
+            )
+        strides, stride = [], 1
+        for size in reversed(shape):
+            strides.append(stride)
+            stride = min(stride * size, 1 << 62)
+        return structs.tensor(address, structs.tensor_layout(code, shape, strides[::-1]))
+
+
+def check_attention(
+    query: jax.core.ShapedArray,
+    key_cache: jax.core.ShapedArray,
+    value_cache: jax.core.ShapedArray,
+    context_lens: jax.core.ShapedArray,
+    page_table: jax.core.ShapedArray,
+    optional: dict[str, jax.core.ShapedArray],
+    numbers: dict[str, Any],
+    output: Shape,
+) -> None:
+    """Raises what pagefill_ragged_page_attention would say of the shapes, dtypes and options."""
+    shapes = Shapes()
+    query_starts = optional.get("query_starts")
+    if query_starts is None:  # prefill_page_attention: the batch of one
+        expect("context_len", context_lens, "[1]", (1,), "int32")
+        expect("page_indices", page_table, "[num_pages]", (None,), "int32")
+        query_starts = jax.core.ShapedArray((2,), context_lens.dtype)
+        table_shape: Shape = (1, *page_table.shape)
+    else:
+        table_shape = page_table.shape
+    options = structs.attention_options(
+        **numbers,
+        sinks=shapes.tensor("sinks", optional.get("sinks")),
+        kv_start=shapes.zeros("kv_start", optional.get("kv_start")),
+        key_scale=shapes.tensor("key_scale", optional.get("key_scale")),
+        value_scale=shapes.tensor("value_scale", optional.get("value_scale")),
+    )
+    size = ctypes.c_size_t()
+    check(
+        lib.pagefill_attention_workspace_size(
+            shapes.tensor("query", query),
+            shapes.tensor("key_cache", key_cache),
+            shapes.tensor("value_cache", value_cache),
+            shapes.zeros("query_starts", query_starts),
+            shapes.zeros("context_lens", context_lens),
+            shapes.tensor("page_table", page_table, table_shape),
+            options,
+            shapes.tensor("output", query, output),
+            None,
+            None,
+            ctypes.byref(size),
+        )
+    )
+
+
+def check_append(
+    tensors: Sequence[jax.core.ShapedArray], optional: dict[str, jax.core.ShapedArray]
+) -> None:
+    """Raises what pagefill_append_kv would say of the shapes and dtypes; no token, nothing is written."""
+    shapes = Shapes()
+    names = ("keys", "values", "key_cache", "value_cache")
+    untouched = [shapes.tensor(name, aval) for name, aval in zip(names, tensors[:4], strict=True)]
+    query_starts, context_lens, page_table = tensors[4:]
+    scales = {
+        name: shapes.tensor(name, aval) for name, aval in optional.items() if name != "kv_start"
+    }
+    options = structs.append_options(
+        kv_start=shapes.zeros("kv_start", optional.get("kv_start")), **scales
+    )
+    check(
+        lib.pagefill_append_kv(
+            *untouched,
+            shapes.zeros("query_starts", query_starts),
+            shapes.zeros("context_lens", context_lens),
+            shapes.tensor("page_table", page_table),
+            options,
+            None,
+        )
+    )

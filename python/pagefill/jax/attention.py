@@ -1,0 +1,177 @@
+"""Attention over a paged KV cache, for JAX arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from pagefill._c.options import DEFAULT_MASK_VALUE, integer, real
+from pagefill._c.structs import INT32_MAX
+from pagefill.jax._attention import Numbers, attend
+from pagefill.jax._merge import merge
+
+Attended = jax.Array | tuple[jax.Array, jax.Array]
+
+
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    softmax_scale: float | None = None,
+    mask_value: float = DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    sinks: jax.Array | None = None,
+    kv_start: jax.Array | int | None = None,
+    key_scale: jax.Array | None = None,
+    value_scale: jax.Array | None = None,
+    return_lse: bool = False,
+) -> Attended:
+    """The chunk of one sequence attends to all that the cache holds for it.
+
+    Query i stands at position p = context_len - chunk_size + i and sees key j when j <= p,
+    j < context_len and, with a window W, j >= p - W + 1.
+
+    Args:
+        query: [chunk_size, num_q_heads, head_dim] float32, bfloat16 or float16.
+        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], one of these dtypes, or int8,
+            float8_e4m3fn or float8_e5m2. The chunk's own keys are in it already (append_kv).
+        value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
+        context_len: int32 [1] or [], or a Python integer: tokens in the context, the chunk's included.
+        page_indices: int32 [num_pages]: the physical page of the sequence's logical page i.
+        softmax_scale: multiplies the scores. Default: 1 / sqrt(head_dim).
+        mask_value: at or below -1e4 masked keys are excluded; above it is added to their scores.
+        attn_logits_soft_cap: > 0; s becomes cap * tanh(s / cap), before the mask.
+        sliding_window: >= 1; a query sees at most that many keys, its own included.
+        sinks: float32 [num_q_heads]: a logit a head that takes part in the softmax, without a value.
+        kv_start: int32 [1] or [], or an integer: the position of the first slot of page_indices.
+        key_scale, value_scale: float32 [1], [num_kv_heads] or [num_kv_heads, total_num_pages,
+            page_size], of a quantised cache.
+        return_lse: whether to return the log-sum-exp as well.
+
+    Returns:
+        output [chunk_size, num_q_heads, v_head_dim], query's dtype; or (output, lse) with lse float32
+        [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf.
+
+    Numbers are static; arrays may be traced, so that no new length or table compiles anew.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or number that breaks a rule, when the call is traced.
+        NotImplementedError: a gradient, or a computation for another platform than the CPU.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited for.
+    """
+    results = attend(
+        query,
+        key_cache,
+        value_cache,
+        _one("context_len", context_len),
+        page_indices,
+        {
+            "sinks": sinks,
+            "kv_start": None if kv_start is None else _one("kv_start", kv_start),
+            "key_scale": key_scale,
+            "value_scale": value_scale,
+        },
+        numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
+        with_lse=bool(return_lse),
+    )
+    return tuple(results) if return_lse else results[0]
+
+
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    softmax_scale: float | None = None,
+    mask_value: float = DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    sinks: jax.Array | None = None,
+    kv_start: jax.Array | None = None,
+    key_scale: jax.Array | None = None,
+    value_scale: jax.Array | None = None,
+    return_lse: bool = False,
+) -> Attended:
+    """prefill_page_attention for a batch of sequences, chunks and single decode tokens mixed.
+
+    Args:
+        query: [total_tokens, num_q_heads, head_dim].
+        query_starts: int32 [num_seqs + 1]: sequence s has the rows from query_starts[s] to
+            query_starts[s + 1]; from 0, never decreasing. Rows behind the last are padding.
+        context_lens: int32 [num_seqs].
+        page_table: int32 [num_seqs, max_pages].
+        kv_start: int32 [num_seqs].
+        The others: as in prefill_page_attention.
+
+    Returns:
+        output [total_tokens, num_q_heads, v_head_dim]; or (output, lse). Padding has output 0 and
+        lse -inf.
+
+    Raises:
+        As prefill_page_attention.
+    """
+    results = attend(
+        query,
+        key_cache,
+        value_cache,
+        context_lens,
+        page_table,
+        {
+            "query_starts": query_starts,
+            "sinks": sinks,
+            "kv_start": kv_start,
+            "key_scale": key_scale,
+            "value_scale": value_scale,
+        },
+        numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
+        with_lse=bool(return_lse),
+    )
+    return tuple(results) if return_lse else results[0]
+
+
+def merge_attention_states(
+    output_a: jax.Array, lse_a: jax.Array, output_b: jax.Array, lse_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Combines attention over two disjoint sets of keys into attention over their union.
+
+    Args:
+        output_a, output_b: [total_tokens, num_q_heads, v_head_dim], one dtype.
+        lse_a, lse_b: float32 [total_tokens, num_q_heads].
+
+    Returns:
+        (output, lse) of the union. The identity is (0, -inf). A sink belongs into one state only.
+
+    Raises:
+        ValueError, TypeError: shapes and dtypes that do not agree, when the call is traced.
+    """
+    output, lse = merge(output_a, lse_a, output_b, lse_b)
+    return output, lse
+
+
+def _one(name: str, value: Any) -> Any:
+    """A length of one sequence as an array [1]."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if isinstance(value, (int, np.integer)):
+        return np.array([integer(name, value, INT32_MAX)], np.int32)
+    return value.reshape(1) if getattr(value, "shape", None) == () else value
+
+
+def _numbers(
+    softmax_scale: Any, mask_value: Any, attn_logits_soft_cap: Any, sliding_window: Any
+) -> Numbers:
+    return Numbers(
+        None if softmax_scale is None else real("softmax_scale", softmax_scale),
+        None if attn_logits_soft_cap is None else real("attn_logits_soft_cap", attn_logits_soft_cap),
+        None if sliding_window is None else integer("sliding_window", sliding_window),
+        None if mask_value == DEFAULT_MASK_VALUE else real("mask_value", mask_value),
+    )

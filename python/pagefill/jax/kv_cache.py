@@ -1,0 +1,116 @@
+"""How new tokens get into their slots, for JAX arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from pagefill.jax import _primitive
+from pagefill.jax._attention import GIVEN, given_bits
+from pagefill.jax._check import check_append, is_known
+
+NUM_OPERANDS = 7
+KEY_CACHE, VALUE_CACHE = 2, 3  # operands that are results as well
+CHOSEN = ("chosen_key_scale", "chosen_value_scale")  # likewise, where given
+
+
+def _aliases(given: tuple[str, ...]) -> dict[int, int]:
+    written = [KEY_CACHE, VALUE_CACHE]
+    written += [NUM_OPERANDS + given.index(name) for name in CHOSEN if name in given]
+    return {operand: result for result, operand in enumerate(written)}
+
+
+def _abstract(
+    *operands: jax.core.ShapedArray, given: tuple[str, ...]
+) -> list[jax.core.ShapedArray]:
+    if is_known(*operands):
+        optional = dict(zip(given, operands[NUM_OPERANDS:], strict=True))
+        check_append(operands[:NUM_OPERANDS], optional)
+    return [
+        jax.core.ShapedArray(operands[i].shape, operands[i].dtype) for i in _aliases(given)
+    ]
+
+
+def _batch(
+    args: Sequence[jax.Array], dims: Sequence[int | None], **params: Any
+) -> tuple[Sequence[jax.Array], Sequence[int]]:
+    return _primitive.one_after_another(append_p, args, dims, **params)
+
+
+append_p = _primitive.define(
+    "append_kv",
+    "pagefill_append_kv",
+    _abstract,
+    _batch,
+    lambda given: {"given": given_bits(given)},
+    _aliases,
+)
+
+
+def append_kv(
+    keys: jax.Array,
+    values: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    kv_start: jax.Array | None = None,
+    key_scale: jax.Array | None = None,
+    value_scale: jax.Array | None = None,
+    chosen_key_scale: jax.Array | None = None,
+    chosen_value_scale: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """Caches in which the keys and values of new tokens stand in their slots.
+
+    JAX's arrays do not change, so the caches come back. They stay in place, without a copy, where they are
+    donated or die inside of a jitted function:
+
+        append = jax.jit(pagefill.jax.append_kv, donate_argnames=("key_cache", "value_cache"))
+        key_cache, value_cache = append(keys, values, key_cache, value_cache, ...)
+
+    Args:
+        keys: [total_tokens, num_kv_heads, head_dim] float32, bfloat16 or float16.
+        values: [total_tokens, num_kv_heads, v_head_dim], keys' dtype.
+        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim]; a quantised dtype, or a float to
+            which keys are rounded.
+        value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
+        query_starts: int32 [num_seqs + 1]: sequence s has the tokens from query_starts[s] to
+            query_starts[s + 1].
+        context_lens: int32 [num_seqs], the new tokens counted.
+        page_table: int32 [num_seqs, max_pages].
+        kv_start: int32 [num_seqs]: the position of the table's first slot.
+        key_scale, value_scale: float32, of a quantised cache: what to divide by, in attention's shapes.
+        chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size]: each new
+            slot's scale is chosen, and comes back in these. Not together with key_scale, value_scale.
+
+    Returns:
+        (key_cache, value_cache), and behind them the chosen scales that were given.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is traced.
+        NotImplementedError: a gradient, or a computation for another platform than the CPU.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited for.
+    """
+    operands = (keys, values, key_cache, value_cache, query_starts, context_lens, page_table)
+    optional = {
+        "kv_start": kv_start,
+        "key_scale": key_scale,
+        "value_scale": value_scale,
+        "chosen_key_scale": chosen_key_scale,
+        "chosen_value_scale": chosen_value_scale,
+    }
+    given = {name: array for name, array in optional.items() if array is not None}
+    return tuple(_append(operands, given))
+
+
+@jax.jit
+def _append(
+    operands: Sequence[jax.Array], optional: dict[str, jax.Array]
+) -> Sequence[jax.Array]:
+    given = tuple(name for name in GIVEN if name in optional)
+    arguments = [*operands, *(optional[name] for name in given)]
+    return list(_primitive.varying_alike(arguments, append_p.bind(*arguments, given=given)))
