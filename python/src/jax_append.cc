@@ -42,8 +42,9 @@ ffi::Error append(ffi::ThreadPool pool, ffi::AnyBuffer keys_buffer, ffi::AnyBuff
     in_place = in_place && result.has_value() && (*result)->untyped_data() == chosen->data;
   }
   if (!in_place) {
-    return {ffi::ErrorCode::kInternal,
-            "pagefill_jax_append_kv: expected XLA to place the written caches where the read ones are"};
+    return {
+        ffi::ErrorCode::kInternal,
+        "pagefill_jax_append_kv: expected XLA to place the written caches where the read ones are"};
   }
 
   const PoolContext context(pool);

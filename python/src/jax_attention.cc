@@ -67,9 +67,9 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::AnyBuffer query_buffer, ffi::Any
                                                     &page_table, &options, &output, lse,
                                                     context.get()));
   }
-  const pagefill_status status = pagefill_ragged_page_attention(
-      &query, &key_cache, &value_cache, query_starts, &context_lens, &page_table, &options, &output,
-      lse, context.get());
+  const pagefill_status status =
+      pagefill_ragged_page_attention(&query, &key_cache, &value_cache, query_starts, &context_lens,
+                                     &page_table, &options, &output, lse, context.get());
   if (status == PAGEFILL_OK) fill_padding(*query_starts, output, lse);
   return error_of(status);
 }

@@ -9,7 +9,8 @@ namespace {
 
 ffi::Error merge(ffi::ThreadPool pool, ffi::AnyBuffer output_a_buffer, ffi::AnyBuffer lse_a_buffer,
                  ffi::AnyBuffer output_b_buffer, ffi::AnyBuffer lse_b_buffer,
-                 ffi::Result<ffi::AnyBuffer> output_buffer, ffi::Result<ffi::AnyBuffer> lse_buffer) {
+                 ffi::Result<ffi::AnyBuffer> output_buffer,
+                 ffi::Result<ffi::AnyBuffer> lse_buffer) {
   const pagefill_tensor output_a = tensor_of(output_a_buffer), lse_a = tensor_of(lse_a_buffer),
                         output_b = tensor_of(output_b_buffer), lse_b = tensor_of(lse_b_buffer),
                         output = tensor_of(*output_buffer), lse = tensor_of(*lse_buffer);
