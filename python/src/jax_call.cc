@@ -62,7 +62,12 @@ void parallel_for(void* self, int64_t num_tasks, void (*task)(void* argument, in
   ffi::ThreadPool& pool = *static_cast<ffi::ThreadPool*>(self);
   const auto run = std::make_shared<Run>(num_tasks, task, argument);
   try {
-    for (int64_t helper = 1; helper < num_tasks; ++helper) pool.Schedule([run] { run->work(); });
+    for (int64_t helper = 1; helper < num_tasks; ++helper) {
+      pool.Schedule([run] {
+        const DefaultFloatMode float_mode;
+        run->work();
+      });
+    }
   } catch (...) {  // out of memory: those that were scheduled, and this thread, do all of it
   }
   run->work();
@@ -93,6 +98,9 @@ ffi::Error error_of(pagefill_status status) {
       break;
     case PAGEFILL_UNAVAILABLE:
       code = ffi::ErrorCode::kUnavailable;
+      break;
+    case PAGEFILL_CANCELLED:
+      code = ffi::ErrorCode::kCancelled;
       break;
     case PAGEFILL_INTERNAL:
       break;
