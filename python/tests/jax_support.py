@@ -30,6 +30,8 @@ _DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }
 _NUMBERS = {"softmax_scale": float, "attn_logits_soft_cap": float, "sliding_window": int}
+RUN_TIME_ERRORS = (ValueError, jax.errors.JaxRuntimeError)
+"""What a bad length or page number is: the first where XLA runs the call in the calling thread."""
 NAMES = ("query", "key_cache", "value_cache", "context_len", "page_indices")
 
 

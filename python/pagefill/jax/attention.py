@@ -63,7 +63,8 @@ def prefill_page_attention(
     Raises:
         ValueError, TypeError: a shape, dtype or number that breaks a rule, when the call is traced.
         NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited for.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited for;
+            ValueError where XLA ran the call in the calling thread. The message is the library's.
     """
     results = attend(
         query,

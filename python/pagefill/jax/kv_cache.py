@@ -93,7 +93,8 @@ def append_kv(
     Raises:
         ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is traced.
         NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited for.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited for;
+            ValueError where XLA ran the call in the calling thread. The message is the library's.
     """
     operands = (keys, values, key_cache, value_cache, query_starts, context_lens, page_table)
     optional = {
