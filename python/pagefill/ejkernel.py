@@ -1,0 +1,105 @@
+"""pagefill as ejkernel's own prefill_page_attention: `pagefill.ejkernel.register()`, and nothing else changes.
+
+ejkernel looks kernels up in a registry, by platform and backend, and takes the one of the highest priority.
+On a CPU it asks for the platform XLA and the backend "any", so that is where pagefill stands; where JAX's
+default backend is another one, it hands the call on to what ejkernel would have taken.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ejkernel.kernels import Backend, Platform, kernel_registry
+
+import pagefill.jax
+from pagefill._c.options import DEFAULT_MASK_VALUE
+from pagefill._c.structs import INT32_MAX, INT32_MIN
+
+__all__ = ["is_registered", "register", "unregister"]
+
+ALGORITHM = "prefill_page_attention"
+PRIORITY = 100
+"""ejkernel's own have 0."""
+
+_state: dict[str, Any] = {"on": False, "implementation": None}
+
+
+def register() -> None:
+    """From now on ejkernel's prefill_page_attention runs pagefill where JAX's default backend is the CPU.
+
+    Calls that ejkernel refused by ValueError still get a ValueError, with pagefill's message, except for
+    chunk_size, which need not be a multiple of page_size. Tuning parameters (block_k, num_warps,
+    num_stages) have nothing to tune. int64 lengths and page numbers are converted. There is no gradient.
+    What ejkernel has compiled before stays what it was. A second call changes nothing.
+    """
+    if _state["implementation"] is None:
+        prefill_page_attention.__signature__ = inspect.signature(_ejkernels_own())  # type: ignore[attr-defined]
+        add = kernel_registry.register(ALGORITHM, Platform.XLA, Backend.ANY, priority=PRIORITY)
+        _state["implementation"] = add(prefill_page_attention)
+    _state["on"] = True
+
+
+def unregister() -> None:
+    """From now on ejkernel's own kernel runs again. The registry forgets nothing, so pagefill's entry stays
+    in it and hands every call on."""
+    _state["on"] = False
+
+
+def is_registered() -> bool:
+    """Whether register() was called, and unregister() was not after it."""
+    return bool(_state["on"])
+
+
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array,
+    page_indices: jax.Array,
+    *,
+    softmax_scale: float | None = None,
+    mask_value: float = DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    block_k: int | None = None,
+    num_warps: int | None = None,
+    num_stages: int | None = None,
+) -> jax.Array:
+    """ejkernel's kernel, with its parameters: see pagefill.jax.prefill_page_attention."""
+    options = {
+        "softmax_scale": softmax_scale,
+        "mask_value": mask_value,
+        "attn_logits_soft_cap": attn_logits_soft_cap,
+        "sliding_window": sliding_window,
+    }
+    if not _state["on"] or jax.default_backend() != "cpu":
+        tuning = {"block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
+        return _ejkernels_own()(
+            query, key_cache, value_cache, context_len, page_indices, **options, **tuning
+        )
+    return pagefill.jax.prefill_page_attention(  # type: ignore[return-value]
+        query, key_cache, value_cache, _int32(context_len), _int32(page_indices), **options
+    )
+
+
+def _ejkernels_own() -> Callable[..., Any]:
+    """What the registry would answer without pagefill."""
+    for spec in kernel_registry.list_implementations(ALGORITHM):
+        ours = spec.implementation is _state["implementation"]
+        if not ours and (spec.platform, spec.backend) == (Platform.XLA, Backend.ANY):
+            return spec.implementation
+    raise NotImplementedError(
+        f"pagefill.ejkernel: expected ejkernel to have {ALGORITHM} for XLA and any backend, got none"
+    )
+
+
+def _int32(integers: jax.Array) -> jax.Array:
+    """ejkernel takes integers of any width. What int32 cannot hold becomes its largest, and an error where
+    it matters, rather than another number."""
+    if integers.dtype == jnp.int64:
+        integers = jnp.clip(integers, INT32_MIN, INT32_MAX)
+    return integers.astype(jnp.int32) if jnp.issubdtype(integers.dtype, jnp.integer) else integers
