@@ -10,6 +10,7 @@ import tempfile
 os.environ["EJKERNEL_PERSISTENT_CACHE_DIR"] = tempfile.mkdtemp()  # what its autotuner finds out
 os.environ["EJKERNEL_AUTOTUNE_POLICY"] = "heuristics"  # it would time each shape for seconds
 
+import case_file
 import jax_support as support  # before jax
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from ejkernel.modules import prefill_page_attention
 
 import pagefill.ejkernel
 import pagefill.jax
+from cases import golden
 from jax_support import assert_same_bits, problem
 
 TARGET = "pagefill_attention"
@@ -38,7 +40,7 @@ def registered():
 
 
 def arrays(**changes):
-    return [jnp.asarray(operand) for operand in problem(**changes).operands]
+    return [jnp.asarray(operand) for operand in problem(**changes).arguments]
 
 
 def theirs(*operands, **options):
@@ -73,15 +75,14 @@ def test_registering_twice_adds_nothing():
     assert kernel_registry.list_implementations("prefill_page_attention") == before
 
 
-@pytest.mark.parametrize("path", support.GOLDEN, ids=lambda path: path.stem)
-def test_golden_cases_give_the_output_of_ejkernel_within_rounding(path):
-    case = support.read_case(path)
-    if "expected" not in case.expected:
+def test_golden_cases_give_the_output_of_ejkernel_within_rounding(golden_file):
+    case = golden(golden_file)
+    want = case_file.load(golden_file)[0].get("expected")
+    if want is None:
         pytest.skip("ejkernel has no quantised caches here")
-    got = prefill_page_attention(*map(jnp.asarray, case.operands), **case.options)
-    want = case.expected["expected"]
+    got = prefill_page_attention(*map(jnp.asarray, case.arguments), **case.options)
     assert got.dtype == want.dtype
-    largest = np.nanmax(np.abs(np.asarray(case.arrays["value_cache"], np.float64)))
+    largest = np.nanmax(np.abs(np.asarray(case.value_cache, np.float64)))
     unit = 1e-5 if want.dtype == np.float32 else 2.0**-6  # it rounds on the way to query's dtype
     np.testing.assert_allclose(
         np.asarray(got, np.float64), np.asarray(want, np.float64), rtol=0, atol=unit * largest

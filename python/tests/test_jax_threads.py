@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import pagefill
 import pagefill.jax
-from jax_support import assert_same_bits, problem
+from jax_support import assert_same_bits, operands_of, problem
 
 
 def threads_of_this_process() -> set[str]:
@@ -23,7 +23,7 @@ def threads_of_this_process() -> set[str]:
 
 
 def test_a_long_call_starts_no_threads_of_its_own():
-    operands = problem(chunk=256, context=1024, heads=(16, 4)).operands
+    operands = operands_of(problem(chunk=256, context=1024, heads=(16, 4)))
     attend = jax.jit(pagefill.jax.prefill_page_attention).lower(*operands).compile()
     jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((512, 512))))  # XLA's are up
     before = threads_of_this_process()
@@ -34,7 +34,7 @@ def test_a_long_call_starts_no_threads_of_its_own():
 
 def test_eight_devices_that_share_the_pool_at_once_do_not_lock():
     mesh = Mesh(np.array(jax.devices()), ("calls",))
-    query, keys, values, length, pages = problem(chunk=64, context=2048, heads=(8, 8)).operands
+    query, keys, values, length, pages = operands_of(problem(chunk=64, context=2048, heads=(8, 8)))
     queries = np.stack([query + i for i in range(8)])
 
     def two_calls(queries):
@@ -52,7 +52,7 @@ def test_eight_devices_that_share_the_pool_at_once_do_not_lock():
 
 
 def test_calls_from_many_python_threads_do_not_lock_and_do_not_mix():
-    cases = [problem(chunk=32, context=512, seed=seed).operands for seed in range(4)]
+    cases = [operands_of(problem(chunk=32, context=512, seed=seed)) for seed in range(4)]
     want = [pagefill.prefill_page_attention(*operands) for operands in cases]
     attend = jax.jit(pagefill.jax.prefill_page_attention)
 
@@ -65,7 +65,7 @@ def test_calls_from_many_python_threads_do_not_lock_and_do_not_mix():
 
 
 def test_a_call_of_the_numpy_face_from_inside_of_a_jax_computation_does_not_lock():
-    operands = problem(chunk=64, context=512).operands
+    operands = operands_of(problem(chunk=64, context=512))
     want = pagefill.prefill_page_attention(*operands)
 
     def inside(query):
@@ -82,16 +82,16 @@ def test_a_call_of_the_numpy_face_from_inside_of_a_jax_computation_does_not_lock
 
 
 def test_denormal_numbers_count_although_xla_flushes_them():
-    operands = problem(chunk=200, context=1000, heads=(8, 4)).operands
+    operands = operands_of(problem(chunk=200, context=1000, heads=(8, 4)))
     operands[2] = operands[2] * np.float32(1e-40)
     assert (np.abs(operands[2][operands[2] != 0]) < np.finfo(np.float32).tiny).all()
     got = jax.jit(pagefill.jax.prefill_page_attention)(*operands)
-    assert support.bits(got).any()
+    assert np.asarray(got).any()
     assert_same_bits(got, pagefill.prefill_page_attention(*operands))
 
 
 def test_the_gil_is_free_while_a_call_computes():
-    operands = problem(chunk=512, context=4096, heads=(8, 2)).operands
+    operands = operands_of(problem(chunk=512, context=4096, heads=(8, 2)))
     attend = jax.jit(pagefill.jax.prefill_page_attention).lower(*operands).compile()
     counted, done = [0], threading.Event()
 
