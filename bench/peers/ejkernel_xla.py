@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from ejkernel.kernels._xla.prefill_page_attention import prefill_page_attention
@@ -19,6 +21,11 @@ def prepare(inputs: Inputs, threads: int) -> Call:
         raise Unsupported("prefill_page_attention takes one sequence")
     if inputs.dtypes.cache != inputs.dtypes.query:
         raise Unsupported("query and cache have one dtype")
+    return prepare_compiled(prefill_page_attention, inputs)
+
+
+def prepare_compiled(attention: Callable[..., jax.Array], inputs: Inputs) -> Call:
+    """A function with the arguments of ejkernel's, compiled for these inputs."""
     operands = [
         jax.device_put(array)
         for array in (
@@ -29,11 +36,11 @@ def prepare(inputs: Inputs, threads: int) -> Call:
             inputs.page_table(PAGE_SIZE)[0],
         )
     ]
-    attention = jax.jit(prefill_page_attention).lower(*operands).compile()
+    compiled = jax.jit(attention).lower(*operands).compile()
     result = []
 
     def run() -> None:
-        result[:] = [jax.block_until_ready(attention(*operands))]
+        result[:] = [jax.block_until_ready(compiled(*operands))]
 
     return Call(
         run,
