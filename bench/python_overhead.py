@@ -63,7 +63,46 @@ def numpy_options() -> Call:
     return lambda: pagefill.prefill_page_attention(*arguments, **options)
 
 
-FACES = {"numpy": numpy_new, "numpy, out": numpy_out, "numpy, options": numpy_options}
+def jax_function(function: Callable[..., object]) -> Call:
+    """Compiled by jax.jit, its arguments on JAX's device; the result is waited for."""
+    import jax
+
+    arguments = [jax.device_put(x) for x in (QUERY, CACHE, CACHE, CONTEXT_LEN, PAGE_INDICES)]
+    compiled = jax.jit(function)
+    return lambda: compiled(*arguments).block_until_ready()
+
+
+def jax_jit() -> Call:
+    """JAX, inside of jit, as models call it."""
+    import pagefill.jax
+
+    return jax_function(pagefill.jax.prefill_page_attention)
+
+
+def jax_eager() -> Call:
+    """JAX, outside of jit, with an option."""
+    import jax
+
+    import pagefill.jax
+
+    arguments = [jax.device_put(x) for x in (QUERY, CACHE, CACHE, CONTEXT_LEN, PAGE_INDICES)]
+    attention = pagefill.jax.prefill_page_attention
+    return lambda: attention(*arguments, sliding_window=512).block_until_ready()
+
+
+def jax_nothing() -> Call:
+    """What JAX itself takes: the same arguments, and one addition to a length."""
+    return jax_function(lambda query, keys, values, length, pages: length + 1)
+
+
+FACES = {
+    "numpy": numpy_new,
+    "numpy, out": numpy_out,
+    "numpy, options": numpy_options,
+    "jax, jit": jax_jit,
+    "jax, no jit": jax_eager,
+    "jax, length + 1": jax_nothing,
+}
 
 
 def seconds(call: Call) -> float:
