@@ -58,9 +58,7 @@ def main():
             jnp.array([begin + 32]),
             page_indices[None],
         )
-        pagefill.jax.prefill_page_attention(
-            query, key_cache, value_cache, begin + 32, page_indices
-        )
+        pagefill.jax.prefill_page_attention(query, key_cache, value_cache, begin + 32, page_indices)
     answer = [x[PROMPT:] for x in tokens]
     (key_cache, value_cache, _), decoded = decode(key_cache, value_cache, page_indices, answer)
 

@@ -18,6 +18,7 @@ from ejkernel.kernels import Backend, Platform, kernel_registry
 import pagefill.jax
 from pagefill._c.options import DEFAULT_MASK_VALUE
 from pagefill._c.structs import INT32_MAX, INT32_MIN
+from pagefill.jax.attention import Options
 
 __all__ = ["is_registered", "register", "unregister"]
 
@@ -70,7 +71,7 @@ def prefill_page_attention(
     num_stages: int | None = None,
 ) -> jax.Array:
     """ejkernel's kernel, with its parameters: see pagefill.jax.prefill_page_attention."""
-    options = {
+    options: Options = {
         "softmax_scale": softmax_scale,
         "mask_value": mask_value,
         "attn_logits_soft_cap": attn_logits_soft_cap,
@@ -78,10 +79,11 @@ def prefill_page_attention(
     }
     if not _state["on"] or jax.default_backend() != "cpu":
         tuning = {"block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
-        return _ejkernels_own()(
+        result: jax.Array = _ejkernels_own()(
             query, key_cache, value_cache, context_len, page_indices, **options, **tuning
         )
-    return pagefill.jax.prefill_page_attention(  # type: ignore[return-value]
+        return result
+    return pagefill.jax.prefill_page_attention(
         query, key_cache, value_cache, _int32(context_len), _int32(page_indices), **options
     )
 
@@ -91,7 +93,8 @@ def _ejkernels_own() -> Callable[..., Any]:
     for spec in kernel_registry.list_implementations(ALGORITHM):
         ours = spec.implementation is _state["implementation"]
         if not ours and (spec.platform, spec.backend) == (Platform.XLA, Backend.ANY):
-            return spec.implementation
+            implementation: Callable[..., Any] = spec.implementation
+            return implementation
     raise NotImplementedError(
         f"pagefill.ejkernel: expected ejkernel to have {ALGORITHM} for XLA and any backend, got none"
     )

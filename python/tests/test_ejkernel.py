@@ -146,9 +146,7 @@ def test_the_bits_are_those_of_the_jax_face():
 @pytest.mark.parametrize("chunk", [1, 7, 33])
 def test_the_chunk_need_not_be_whole_pages(chunk):
     operands = arrays(chunk=chunk, page_size=16)
-    np.testing.assert_allclose(
-        prefill_page_attention(*operands), theirs(*operands), atol=1e-5
-    )
+    np.testing.assert_allclose(prefill_page_attention(*operands), theirs(*operands), atol=1e-5)
 
 
 def test_integers_of_64_bits_are_taken_as_ejkernel_takes_them():

@@ -127,11 +127,15 @@ def test_a_decode_loop_of_append_and_attention_copies_no_cache():
         key_cache, value_cache, length = carry
         row, new_key, new_value = token
         key_cache, value_cache = pagefill.jax.append_kv(
-            new_key[None], new_value[None], key_cache, value_cache, starts, length[None], pages[None]
+            new_key[None],
+            new_value[None],
+            key_cache,
+            value_cache,
+            starts,
+            length[None],
+            pages[None],
         )
-        out = pagefill.jax.prefill_page_attention(
-            row[None], key_cache, value_cache, length, pages
-        )
+        out = pagefill.jax.prefill_page_attention(row[None], key_cache, value_cache, length, pages)
         return (key_cache, value_cache, length + 1), out[0]
 
     def decode(key_cache, value_cache):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax_support as support  # before jax
+import jax_support  # noqa: F401, before jax
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -139,9 +139,7 @@ def test_memory_that_no_visible_key_needs_never_matters():
         getattr(case, name)[:, ~used] = np.nan
     case.page_indices = np.append(case.page_indices, [-1, 2**31 - 1]).astype(np.int32)
     case.page_indices[: first_seen // 16] = -1
-    assert_same_bits(
-        pagefill.jax.prefill_page_attention(*case.arguments, sliding_window=30), want
-    )
+    assert_same_bits(pagefill.jax.prefill_page_attention(*case.arguments, sliding_window=30), want)
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 528])

@@ -198,7 +198,9 @@ def test_bad_tokens_to_append_are_errors_when_traced():
     with pytest.raises(TypeError, match="values: expected dtype float32, got float16"):
         jax.eval_shape(lambda a: pagefill.jax.append_kv(**a), bad)
     bad = shapes | {"chosen_key_scale": jax.ShapeDtypeStruct((2, 10, 16), F32)}
-    with pytest.raises(ValueError, match="chosen_key_scale: expected none, as key_cache is float32"):
+    with pytest.raises(
+        ValueError, match="chosen_key_scale: expected none, as key_cache is float32"
+    ):
         jax.eval_shape(lambda a: pagefill.jax.append_kv(**a), bad)
 
 

@@ -85,8 +85,7 @@ def test_vmap_over_some_of_query_length_and_table_is_one_call(mapped):
     operands = batch_of_calls()
     axes = tuple(0 if i in mapped else None for i in range(5))
     operands = [
-        operand if i in mapped or i in (1, 2) else operand[0]
-        for i, operand in enumerate(operands)
+        operand if i in mapped or i in (1, 2) else operand[0] for i, operand in enumerate(operands)
     ]
     function = jax.vmap(pagefill.jax.prefill_page_attention, in_axes=axes)
     assert calls_of(function, *operands) == 1
@@ -133,7 +132,14 @@ def test_vmap_of_ragged_batches_with_padding_is_one_call_with_the_bits_of_each(w
 
     def attend(query, starts, lens, table, kv_start):
         return pagefill.jax.ragged_page_attention(
-            query, keys, values, starts, lens, table, kv_start=kv_start, sinks=sinks,
+            query,
+            keys,
+            values,
+            starts,
+            lens,
+            table,
+            kv_start=kv_start,
+            sinks=sinks,
             return_lse=True,
         )
 
@@ -162,7 +168,9 @@ def test_vmap_of_merge_is_one_call():
     outputs = np.random.default_rng(0).standard_normal((3, 2, 5, 4, 16), np.float32)
     lses = np.random.default_rng(1).standard_normal((3, 2, 5, 4), np.float32)
     merge = pagefill.jax.merge_attention_states
-    got = jax.vmap(merge, in_axes=(0, 0, None, 0))(outputs[:, 0], lses[:, 0], outputs[0, 1], lses[:, 1])
+    got = jax.vmap(merge, in_axes=(0, 0, None, 0))(
+        outputs[:, 0], lses[:, 0], outputs[0, 1], lses[:, 1]
+    )
     for i in range(3):
         want = merge(outputs[i, 0], lses[i, 0], outputs[0, 1], lses[i, 1])
         assert_same_bits(got[0][i], want[0])
@@ -249,7 +257,9 @@ def test_cond_and_remat_take_it():
     operands = operands_of(problem())
     want = pagefill.jax.prefill_page_attention(*operands)
     attend = jax.checkpoint(pagefill.jax.prefill_page_attention)
-    got = jax.jit(lambda flag: jax.lax.cond(flag, lambda: attend(*operands), lambda: 0 * want))(True)
+    got = jax.jit(lambda flag: jax.lax.cond(flag, lambda: attend(*operands), lambda: 0 * want))(
+        True
+    )
     assert_same_bits(got, want)
 
 
@@ -268,9 +278,9 @@ def test_it_is_exported_and_runs_after_serialising(pages):
     shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
     shapes[4] = jax.ShapeDtypeStruct(export.symbolic_shape(pages), np.int32)
     check = export.DisabledSafetyCheck.custom_call(TARGET)
-    exported = export.export(
-        jax.jit(pagefill.jax.prefill_page_attention), disabled_checks=[check]
-    )(*shapes)
+    exported = export.export(jax.jit(pagefill.jax.prefill_page_attention), disabled_checks=[check])(
+        *shapes
+    )
     again = export.deserialize(exported.serialize())
     assert_same_bits(again.call(*operands), pagefill.jax.prefill_page_attention(*operands))
 

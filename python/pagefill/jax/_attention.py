@@ -38,9 +38,12 @@ class Numbers(NamedTuple):
     mask_value: float | None
 
 
-FLAGS = Numbers(
-    OptionFlag.SOFTMAX_SCALE, OptionFlag.SOFT_CAP, OptionFlag.SLIDING_WINDOW, OptionFlag.MASK_VALUE
-)
+FLAGS = {
+    "softmax_scale": OptionFlag.SOFTMAX_SCALE,
+    "attn_logits_soft_cap": OptionFlag.SOFT_CAP,
+    "sliding_window": OptionFlag.SLIDING_WINDOW,
+    "mask_value": OptionFlag.MASK_VALUE,
+}
 
 
 def given_bits(given: Sequence[str]) -> np.int32:
@@ -71,10 +74,9 @@ def _abstract(
 
 def _attributes(given: tuple[str, ...], numbers: Numbers, with_lse: bool) -> dict[str, Any]:
     del with_lse  # the number of results says it
-    named = [flag for flag, number in zip(FLAGS, numbers, strict=True) if number is not None]
     return {
         "given": given_bits(given),
-        "flags": np.int32(sum(map(int, named))),
+        "flags": np.int32(sum(FLAGS[name] for name in FLAGS if getattr(numbers, name) is not None)),
         "softmax_scale": np.float32(numbers.softmax_scale or 0),
         "attn_logits_soft_cap": np.float32(numbers.attn_logits_soft_cap or 0),
         "mask_value": np.float32(numbers.mask_value or 0),
@@ -82,9 +84,7 @@ def _attributes(given: tuple[str, ...], numbers: Numbers, with_lse: bool) -> dic
     }
 
 
-def _batch(
-    args: Sequence[Array], dims: Sequence[int | None], **params: Any
-) -> Batched:
+def _batch(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> Batched:
     """vmap of queries, lengths and tables over one cache is one ragged call; else a loop."""
     given: tuple[str, ...] = params["given"]
     names = ("query", "key_cache", "value_cache", "context_lens", "page_table", *given)
@@ -173,10 +173,9 @@ def bind(
     with_lse: bool,
 ) -> list[Array]:
     """[output], or [output, lse]. Without query_starts the batch of one: context_len, page_indices."""
-    given = tuple(name for name in GIVEN if optional.get(name) is not None)
-    arguments = [query, key_cache, value_cache, context_lens, page_table]
-    arguments += [optional[name] for name in given]
-    results = attention_p.bind(*arguments, given=given, numbers=numbers, with_lse=with_lse)
+    given = {name: array for name in GIVEN if (array := optional.get(name)) is not None}
+    arguments = [query, key_cache, value_cache, context_lens, page_table, *given.values()]
+    results = attention_p.bind(*arguments, given=tuple(given), numbers=numbers, with_lse=with_lse)
     return list(_primitive.varying_alike(arguments, results))
 
 

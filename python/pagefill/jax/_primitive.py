@@ -81,7 +81,7 @@ def varying_alike(
     names = tuple(sorted(axes))
     if hasattr(jax.lax, "pcast"):
         return [jax.lax.pcast(result, names, to="varying") for result in results]
-    return [jax.lax.pvary(result, names) for result in results]
+    return [jax.lax.pvary(result, names) for result in results]  # type: ignore[attr-defined]
 
 
 def _varying_axes(argument: jax.Array) -> set[str]:
@@ -110,10 +110,7 @@ def one_after_another(
     def call(mapped_slices: list[jax.Array]) -> Any:
         slices = iter(mapped_slices)
         return primitive.bind(
-            *(
-                arg if dim is None else next(slices)
-                for arg, dim in zip(args, dims, strict=True)
-            ),
+            *(arg if dim is None else next(slices) for arg, dim in zip(args, dims, strict=True)),
             **params,
         )
 

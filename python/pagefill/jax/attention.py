@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import numpy as np
@@ -12,7 +12,46 @@ from pagefill._c.structs import INT32_MAX
 from pagefill.jax._attention import Numbers, attend
 from pagefill.jax._merge import merge
 
-Attended = jax.Array | tuple[jax.Array, jax.Array]
+State = tuple[jax.Array, jax.Array]
+
+
+class Options(TypedDict, total=False):
+    """The options of both calls, with the defaults that these have."""
+
+    softmax_scale: float | None
+    mask_value: float
+    attn_logits_soft_cap: float | None
+    sliding_window: int | None
+    sinks: jax.Array | None
+    kv_start: jax.Array | int | None
+    key_scale: jax.Array | None
+    value_scale: jax.Array | None
+
+
+@overload
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> jax.Array: ...
+
+
+@overload
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Options],
+) -> State: ...
 
 
 def prefill_page_attention(
@@ -31,7 +70,7 @@ def prefill_page_attention(
     key_scale: jax.Array | None = None,
     value_scale: jax.Array | None = None,
     return_lse: bool = False,
-) -> Attended:
+) -> jax.Array | State:
     """The chunk of one sequence attends to all that the cache holds for it.
 
     Query i stands at position p = context_len - chunk_size + i and sees key j when j <= p,
@@ -81,7 +120,35 @@ def prefill_page_attention(
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
     )
-    return tuple(results) if return_lse else results[0]
+    return (results[0], results[1]) if return_lse else results[0]
+
+
+@overload
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> jax.Array: ...
+
+
+@overload
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Options],
+) -> State: ...
 
 
 def ragged_page_attention(
@@ -97,11 +164,11 @@ def ragged_page_attention(
     attn_logits_soft_cap: float | None = None,
     sliding_window: int | None = None,
     sinks: jax.Array | None = None,
-    kv_start: jax.Array | None = None,
+    kv_start: jax.Array | int | None = None,
     key_scale: jax.Array | None = None,
     value_scale: jax.Array | None = None,
     return_lse: bool = False,
-) -> Attended:
+) -> jax.Array | State:
     """prefill_page_attention for a batch of sequences, chunks and single decode tokens mixed.
 
     Args:
@@ -110,7 +177,7 @@ def ragged_page_attention(
             query_starts[s + 1]; from 0, never decreasing. Rows behind the last are padding.
         context_lens: int32 [num_seqs].
         page_table: int32 [num_seqs, max_pages].
-        kv_start: int32 [num_seqs].
+        kv_start: int32 [num_seqs]; a number, where there is one sequence.
         The others: as in prefill_page_attention.
 
     Returns:
@@ -129,14 +196,14 @@ def ragged_page_attention(
         {
             "query_starts": query_starts,
             "sinks": sinks,
-            "kv_start": kv_start,
+            "kv_start": None if kv_start is None else _one("kv_start", kv_start),
             "key_scale": key_scale,
             "value_scale": value_scale,
         },
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
     )
-    return tuple(results) if return_lse else results[0]
+    return (results[0], results[1]) if return_lse else results[0]
 
 
 def merge_attention_states(
@@ -172,7 +239,9 @@ def _numbers(
 ) -> Numbers:
     return Numbers(
         None if softmax_scale is None else real("softmax_scale", softmax_scale),
-        None if attn_logits_soft_cap is None else real("attn_logits_soft_cap", attn_logits_soft_cap),
+        None
+        if attn_logits_soft_cap is None
+        else real("attn_logits_soft_cap", attn_logits_soft_cap),
         None if sliding_window is None else integer("sliding_window", sliding_window),
         None if mask_value == DEFAULT_MASK_VALUE else real("mask_value", mask_value),
     )

@@ -28,9 +28,7 @@ def _abstract(
     if is_known(*operands):
         optional = dict(zip(given, operands[NUM_OPERANDS:], strict=True))
         check_append(operands[:NUM_OPERANDS], optional)
-    return [
-        jax.core.ShapedArray(operands[i].shape, operands[i].dtype) for i in _aliases(given)
-    ]
+    return [jax.core.ShapedArray(operands[i].shape, operands[i].dtype) for i in _aliases(given)]
 
 
 def _batch(
@@ -109,9 +107,7 @@ def append_kv(
 
 
 @jax.jit
-def _append(
-    operands: Sequence[jax.Array], optional: dict[str, jax.Array]
-) -> Sequence[jax.Array]:
+def _append(operands: Sequence[jax.Array], optional: dict[str, jax.Array]) -> Sequence[jax.Array]:
     given = tuple(name for name in GIVEN if name in optional)
     arguments = [*operands, *(optional[name] for name in given)]
     return list(_primitive.varying_alike(arguments, append_p.bind(*arguments, given=given)))
