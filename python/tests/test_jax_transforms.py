@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pagefill.jax
@@ -325,3 +325,15 @@ def test_a_gradient_that_does_not_pass_through_is_fine():
         return (weight * out).sum()
 
     assert np.isfinite(jax.jit(jax.grad(loss))(jnp.float32(2)))
+
+
+def test_sharded_arrays_outside_of_shard_map_give_the_same_bits():
+    mesh = Mesh(np.array(jax.devices()), ("heads",))
+    operands = operands_of(problem(heads=(16, 8)))
+    want = pagefill.jax.prefill_page_attention(*operands)
+    specs = (P(None, "heads"), P("heads"), P("heads"), P(), P())
+    sharded = [
+        jax.device_put(operand, NamedSharding(mesh, spec))
+        for operand, spec in zip(operands, specs, strict=True)
+    ]
+    assert_same_bits(jax.jit(pagefill.jax.prefill_page_attention)(*sharded), want)
