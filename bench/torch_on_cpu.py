@@ -17,7 +17,6 @@ from pathlib import Path
 NO_DEVICE = 100  # cudaErrorNoDevice
 SITE = Path(sysconfig.get_path("purelib"))
 TORCH = SITE / "torch" / "lib"
-STAND_INS = SITE / "nvidia" / "cu13" / "lib"  # on the run path of torch's libraries
 
 # Symbols without a version say by their names where they belong.
 PREFIXES = {
@@ -38,7 +37,16 @@ def needed_libraries(libraries: list[Path]) -> set[str]:
     """The names of the CUDA libraries that torch's ask for."""
     listing = run("readelf", "--dynamic", "--wide", *map(str, libraries))
     names = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", listing))
-    return {name for name in names if re.match(r"lib(cu|nccl|nvrtc|nvshmem|nvJitLink)", name)}
+    names = {name for name in names if re.match(r"lib(cu|nccl|nv)", name)}
+    return {name for name in names if not (TORCH / name).exists()}  # some wheels bring one along
+
+
+def run_path_folder(library: Path) -> Path:
+    """The first folder on the library's run path that is NVIDIA's: which ones depends on the version."""
+    listing = run("readelf", "--dynamic", "--wide", str(library))
+    path = re.search(r"\(R(?:UN)?PATH\).*\[(.+)\]", listing)
+    folders = path[1].replace("$ORIGIN", str(library.parent)).split(":") if path else []
+    return next(Path(folder).resolve() for folder in folders if "/nvidia/" in folder)
 
 
 def needed_symbols(libraries: list[Path]) -> dict[str, dict[str, str]]:
@@ -54,13 +62,13 @@ def needed_symbols(libraries: list[Path]) -> dict[str, dict[str, str]]:
     return symbols
 
 
-def build_stand_in(library: str, symbols: dict[str, str], folder: Path) -> None:
+def build_stand_in(stand_in: Path, symbols: dict[str, str], scratch: Path) -> None:
     """A library of this name in which each symbol is a function that fails."""
-    source = folder / "stand_in.c"
+    source = scratch / "stand_in.c"
     source.write_text(
         "".join(f"int {s}(void) {{ return {NO_DEVICE}; }}\n" for s in sorted(symbols))
     )
-    versions = folder / "stand_in.map"
+    versions = scratch / "stand_in.map"
     nodes = set(symbols.values()) - {""}
     versions.write_text("".join(f"{node} {{ *; }};\n" for node in nodes) or "{ *; };\n")
     run(
@@ -68,10 +76,10 @@ def build_stand_in(library: str, symbols: dict[str, str], folder: Path) -> None:
         "-shared",
         "-fPIC",
         "-w",
-        f"-Wl,-soname,{library}",
+        f"-Wl,-soname,{stand_in.name}",
         f"-Wl,--version-script={versions}",
         "-o",
-        str(STAND_INS / library),
+        str(stand_in),
         str(source),
     )
 
@@ -81,11 +89,12 @@ def main() -> None:
     if not libraries:  # the report says so
         return
     symbols = needed_symbols(libraries)
-    STAND_INS.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    folder = run_path_folder(TORCH / "libtorch_global_deps.so")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
         for library in sorted(needed_libraries(libraries)):
-            if not (STAND_INS / library).exists():
-                build_stand_in(library, symbols.get(library, {}), Path(folder))
+            if not (folder / library).exists():
+                build_stand_in(folder / library, symbols.get(library, {}), Path(scratch))
 
 
 if __name__ == "__main__":
