@@ -1,0 +1,16 @@
+"""Attention over a paged KV cache, for PyTorch tensors on the CPU.
+
+The operators are in torch's own registry too, as torch.ops.pagefill: torch.compile and torch.export
+trace through these functions. Inference only.
+"""
+
+from pagefill.torch._attention import prefill_page_attention, ragged_page_attention
+from pagefill.torch._kv_cache import append_kv
+from pagefill.torch._merge import merge_attention_states
+
+__all__ = [
+    "append_kv",
+    "merge_attention_states",
+    "prefill_page_attention",
+    "ragged_page_attention",
+]

@@ -1,0 +1,211 @@
+"""The operators of attention: kernels and schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pagefill._c.library import check, lib
+from pagefill._c.options import real
+from pagefill._c.outputs import NAMES
+from pagefill._c.structs import attention_options
+from pagefill.torch import _fake
+from pagefill.torch._operators import define
+from pagefill.torch._views import context, mark_written, optional_view, view
+
+_CACHES = "Tensor query, Tensor key_cache, Tensor value_cache"
+_SEQUENCE = "Tensor context_len, Tensor page_indices"
+_BATCH = "Tensor query_starts, Tensor context_lens, Tensor page_table"
+# At the end and with defaults, so that an exported program still loads when options are added.
+_OPTIONS = (
+    "float? softmax_scale=None, float? mask_value=None, float? attn_logits_soft_cap=None, "
+    "SymInt? sliding_window=None, Tensor? sinks=None, Tensor? kv_start=None, "
+    "Tensor? key_scale=None, Tensor? value_scale=None, "
+    "int? num_threads=None, str? backend=None, str? cpu_target=None"
+)
+
+
+@lru_cache(maxsize=1024)
+def _numbers(
+    softmax_scale: float | None,
+    mask_value: float | None,
+    attn_logits_soft_cap: float | None,
+    sliding_window: int | None,
+) -> tuple[float | None, float | None, int | None, float | None]:
+    """As float32 and in attention_options' order."""
+    return (
+        None if softmax_scale is None else real("softmax_scale", softmax_scale),
+        None
+        if attn_logits_soft_cap is None
+        else real("attn_logits_soft_cap", attn_logits_soft_cap),
+        sliding_window,
+        None if mask_value is None else real("mask_value", mask_value),
+    )
+
+
+_options_of_numbers = lru_cache(maxsize=1024)(attention_options)
+
+
+def _options_and_context(
+    softmax_scale: float | None = None,
+    mask_value: float | None = None,
+    attn_logits_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    sinks: Tensor | None = None,
+    kv_start: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    *where: Any,
+) -> tuple[bytes | None, bytes | None]:
+    numbers = _numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
+    if sinks is kv_start is key_scale is value_scale is None:
+        return _options_of_numbers(*numbers), context(*where)
+    options = attention_options(
+        *numbers,
+        optional_view("sinks", sinks),
+        optional_view("kv_start", kv_start),
+        optional_view("key_scale", key_scale),
+        optional_view("value_scale", value_scale),
+    )
+    return options, context(*where)
+
+
+def _prefill(
+    out: Tensor,
+    out_lse: Tensor | None,
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    context_len: Tensor,
+    page_indices: Tensor,
+    *rest: Any,
+) -> None:
+    options, where = _options_and_context(*rest) if rest else (None, context())
+    check(
+        lib.pagefill_prefill_page_attention(
+            view("query", query),
+            view("key_cache", key_cache),
+            view("value_cache", value_cache),
+            view("context_len", context_len),
+            view("page_indices", page_indices),
+            options,
+            view("out", out),
+            optional_view("out_lse", out_lse),
+            where,
+        ),
+        NAMES,
+    )
+
+
+def _ragged(
+    out: Tensor,
+    out_lse: Tensor | None,
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    page_table: Tensor,
+    *rest: Any,
+) -> None:
+    options, where = _options_and_context(*rest) if rest else (None, context())
+    check(
+        lib.pagefill_ragged_page_attention(
+            view("query", query),
+            view("key_cache", key_cache),
+            view("value_cache", value_cache),
+            view("query_starts", query_starts),
+            view("context_lens", context_lens),
+            view("page_table", page_table),
+            options,
+            view("out", out),
+            optional_view("out_lse", out_lse),
+            where,
+        ),
+        NAMES,
+    )
+
+
+def _empty_output(query: Tensor, value_cache: Tensor) -> Tensor:
+    if query.dim() == 3 and value_cache.dim() == 4:
+        return query.new_empty(query.size(0), query.size(1), value_cache.size(3))
+    return query.new_empty(0)  # the call says what is wrong with the rank
+
+
+def _empty_lse(query: Tensor) -> Tensor:
+    if query.dim() == 3 and query.dtype is torch.float32:
+        return query.new_empty(query.size(0), query.size(1))
+    if query.dim() == 3:  # torch.empty: Tensor.new_empty with a dtype takes 1 us more
+        return torch.empty(query.size(0), query.size(1), dtype=torch.float32, device=query.device)
+    return query.new_empty(0)
+
+
+# A ragged call leaves padding rows as they are, and new memory may hold anything: such rows come
+# out as the state without keys.
+
+
+def _zero_output(query: Tensor, value_cache: Tensor) -> Tensor:
+    return _empty_output(query, value_cache).zero_()
+
+
+def _no_keys_lse(query: Tensor) -> Tensor:
+    return _empty_lse(query).fill_(-torch.inf)
+
+
+NewOutput = Callable[[Tensor, Tensor], Tensor]
+NewLse = Callable[[Tensor], Tensor]
+
+
+class Operators(NamedTuple):
+    plain: Any  # -> output
+    with_lse: Any  # -> output, lse
+    out: Any  # into out and, where given, out_lse
+    new_output: NewOutput
+    new_lse: NewLse
+
+
+def _define(
+    name: str, metadata: str, run: Any, check_fake: Any, new_output: NewOutput, new_lse: NewLse
+) -> Operators:
+    """Three operators: a schema says once for all how many tensors come back."""
+
+    def plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
+        output = new_output(query, value_cache)
+        run(output, None, query, key_cache, value_cache, *rest)
+        return output
+
+    def with_lse(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Any:
+        output, lse = new_output(query, value_cache), new_lse(query)
+        run(output, lse, query, key_cache, value_cache, *rest)
+        return output, lse
+
+    def out(out: Tensor, out_lse: Tensor | None, *rest: Any) -> None:
+        run(out, out_lse, *rest)
+        mark_written(out, out_lse)
+
+    def fake_plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
+        check_fake(None, None, query, key_cache, value_cache, *rest)
+        return new_output(query, value_cache)
+
+    def fake_with_lse(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Any:
+        return fake_plain(query, key_cache, value_cache, *rest), new_lse(query)
+
+    inputs = f"{_CACHES}, {metadata}, {_OPTIONS}"
+    outputs = "Tensor(a!) out, Tensor(b!)? out_lse"
+    return Operators(
+        define(name, inputs, "Tensor", plain, fake_plain),
+        define(f"{name}_lse", inputs, "(Tensor, Tensor)", with_lse, fake_with_lse),
+        define(f"{name}_out", f"{outputs}, {inputs}", "()", out, check_fake),
+        new_output,
+        new_lse,
+    )
+
+
+PREFILL = _define(
+    "prefill_page_attention", _SEQUENCE, _prefill, _fake.prefill, _empty_output, _empty_lse
+)
+RAGGED = _define("ragged_page_attention", _BATCH, _ragged, _fake.ragged, _zero_output, _no_keys_lse)

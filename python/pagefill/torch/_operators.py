@@ -1,0 +1,66 @@
+"""How an operator of the namespace `pagefill` comes into torch's registry.
+
+torch.library.Library rather than torch.library.custom_op, whose wrappers cost several times as much
+on every call (docs/architecture.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+_library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
+
+# A compiler must hand over the strides that it traced: they say if memory can be read in place.
+_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),
+)
+
+
+def define(
+    name: str, arguments: str, returns: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    """The operator pagefill::name. `kernel` runs it on dense CPU tensors, `fake` without data. Both
+    get positional arguments, less those at the end that have their defaults."""
+    _library.define(f"{name}({arguments}) -> {returns}", tags=_TAGS)
+    operator = getattr(torch.ops.pagefill, name).default
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def fake_of_one_device(*values: Any) -> Any:
+        tensors = [
+            (argument, value)
+            for argument, value in zip(names, values, strict=False)
+            if isinstance(value, Tensor)
+        ]
+        device = tensors[0][1].device
+        for argument, value in tensors:
+            if value.device != device:
+                raise ValueError(
+                    f"{argument}: expected a tensor on {device}, got one on {value.device}"
+                )
+        return fake(*values)
+
+    def refuse(*values: Any) -> NoReturn:
+        for argument, value in zip(names, values, strict=False):
+            if isinstance(value, Tensor) and not _is_readable(value):
+                raise NotImplementedError(
+                    f"{argument}: expected a dense tensor on the CPU, "
+                    f"got {value.layout} on {value.device}"
+                )
+        raise NotImplementedError(f"pagefill::{name}: expected dense tensors on the CPU")
+
+    _library.impl(name, kernel, "CPU")
+    _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
+    # The kernel refuses what needs a gradient; torch's default, a node that refuses it in backward,
+    # costs 0.5 us a call.
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
+    return operator
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided
