@@ -95,6 +95,45 @@ def jax_nothing() -> Call:
     return jax_function(lambda query, keys, values, length, pages: length + 1)
 
 
+def torch_call(*, context_len: object = None, **options: object) -> Call:
+    """PyTorch, eager."""
+    import torch
+
+    from pagefill.torch import prefill_page_attention
+
+    query, cache, length, pages = map(
+        torch.from_numpy, (QUERY, CACHE, CONTEXT_LEN, PAGE_INDICES)
+    )
+    if options.pop("out", False):
+        options["out"] = torch.empty_like(query)
+    arguments = (query, cache, cache, length if context_len is None else context_len, pages)
+
+    def call() -> object:
+        return prefill_page_attention(*arguments, **options)
+
+    return call
+
+
+def torch_new() -> Call:
+    """PyTorch, as most will call it."""
+    return torch_call()
+
+
+def torch_out() -> Call:
+    """PyTorch, into a tensor that is there."""
+    return torch_call(out=True)
+
+
+def torch_lse() -> Call:
+    """PyTorch with lse."""
+    return torch_call(return_lse=True)
+
+
+def torch_options() -> Call:
+    """PyTorch with what numpy_options has."""
+    return torch_call(context_len=1, softmax_scale=0.1, sliding_window=512, return_lse=True)
+
+
 FACES = {
     "numpy": numpy_new,
     "numpy, out": numpy_out,
@@ -102,6 +141,10 @@ FACES = {
     "jax, jit": jax_jit,
     "jax, no jit": jax_eager,
     "jax, length + 1": jax_nothing,
+    "torch": torch_new,
+    "torch, out": torch_out,
+    "torch, lse": torch_lse,
+    "torch, options": torch_options,
 }
 
 

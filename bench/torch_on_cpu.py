@@ -42,7 +42,7 @@ def needed_libraries(libraries: list[Path]) -> set[str]:
 
 
 def run_path_folder(library: Path) -> Path:
-    """The first folder on the library's run path that is NVIDIA's: which ones depends on the version."""
+    """The first folder on the library's run path that is NVIDIA's; versions differ in it."""
     listing = run("readelf", "--dynamic", "--wide", str(library))
     path = re.search(r"\(R(?:UN)?PATH\).*\[(.+)\]", listing)
     folders = path[1].replace("$ORIGIN", str(library.parent)).split(":") if path else []
