@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch_cases import bits, random_batch, random_tensors, random_tokens
 
+import pagefill
 from pagefill.torch import (
     append_kv,
     merge_attention_states,
@@ -133,3 +134,11 @@ def test_a_lazily_negated_view_is_read_as_what_it_means() -> None:
     assert negated.is_neg()
     wanted = prefill_page_attention(-query, keys, values, context_len, pages)
     assert bits(prefill_page_attention(negated, keys, values, context_len, pages)) == bits(wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_pages_of_tensors_are_copied_by_the_numpy_face(dtype: torch.dtype) -> None:
+    keys, values = (cache.to(dtype) for cache in random_batch()[1:3])
+    wanted = [bits(cache[:, 3]) for cache in (keys, values)]
+    pagefill.copy_pages([(3, 5, 8)], keys, values)
+    assert [bits(cache[:, 5]) for cache in (keys, values)] == wanted
