@@ -8,6 +8,7 @@
 
 #include "backend.h"
 #include "checks.h"
+#include "float_mode.h"
 #include "validate.h"
 
 namespace pagefill {
@@ -36,6 +37,7 @@ Status check_workspace(std::span<std::byte> workspace, size_t size) {
 Status attend(const TensorView& query, const TensorView& key_cache, const TensorView& value_cache,
               const Batch& batch, const AttentionOptions& options, const AttentionOutput& output,
               const Context& context, const BatchNames& names) try {
+  const DefaultFloatMode float_mode;
   const Result<Problem> problem =
       validate(query, key_cache, value_cache, batch, options, output, names);
   if (!problem.ok()) return problem.status();

@@ -67,6 +67,7 @@ void take_over([[maybe_unused]] Run& run) {
 void work(void* argument, int64_t /*worker*/) {
   Run& run = *static_cast<Run*>(argument);
   take_over(run);
+  const DefaultFloatMode float_mode;
   for (int64_t index; (index = run.next.fetch_add(1, std::memory_order_relaxed)) < run.num_tasks;) {
     run.task(run.argument, index);
     run.done.fetch_add(1, std::memory_order_release);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "float_mode.h"
 #include "pagefill/executor.h"
 #include "pagefill/status.h"
 
@@ -35,6 +36,7 @@ Status run_on_threads(Executor* executor, int num_threads, int64_t num_tasks,
 template <typename Body>
 Status run_parallel(Executor* executor, int num_threads, int64_t num_tasks, Body&& body) {
   if (num_threads == 1 || num_tasks <= 1) {
+    const DefaultFloatMode float_mode;
     for (int64_t index = 0; index < num_tasks; ++index) body(index);
     return {};
   }

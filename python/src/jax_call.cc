@@ -63,10 +63,7 @@ void parallel_for(void* self, int64_t num_tasks, void (*task)(void* argument, in
   const auto run = std::make_shared<Run>(num_tasks, task, argument);
   try {
     for (int64_t helper = 1; helper < num_tasks; ++helper) {
-      pool.Schedule([run] {
-        const DefaultFloatMode float_mode;
-        run->work();
-      });
+      pool.Schedule([run] { run->work(); });
     }
   } catch (...) {  // out of memory: those that were scheduled, and this thread, do all of it
   }

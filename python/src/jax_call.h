@@ -8,7 +8,6 @@
 #include <pagefill/pagefill.h>
 #include <xla/ffi/api/ffi.h>
 
-#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -73,22 +72,6 @@ inline ffi::Error wrong_operands(const char* target) {
   return {ffi::ErrorCode::kInternal, std::string(target) + ": operands or results are missing"};
 }
 
-// XLA lets its threads, and those that wait for it, flush denormals to zero. pagefill's promises are those of
-// the default mode of floating point, which this sets in the thread for as long as it lives.
-class DefaultFloatMode {
- public:
-  DefaultFloatMode() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatMode() { std::fesetenv(&before_); }
-  DefaultFloatMode(const DefaultFloatMode&) = delete;
-  DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
-
- private:
-  std::fenv_t before_;
-};
-
 // XLA's thread pool for one call. The calling thread, which may be one of the pool's, works as well and
 // waits only for tasks that run already, so that a full pool delays nothing and locks nothing.
 class PoolContext {
@@ -100,7 +83,6 @@ class PoolContext {
   const pagefill_context* get() const { return &context_; }
 
  private:
-  DefaultFloatMode float_mode_;
   pagefill_executor executor_ = pagefill_executor_init();
   pagefill_context context_ = pagefill_context_init();
 };

@@ -3,7 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfenv>
+#include <optional>
 #include <vector>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include "support/option_table.h"
 #include "support/run.h"
@@ -47,6 +53,41 @@ TEST(Invariance, CutIntoChunks) {
   std::vector<Variation> variations;
   for (int64_t chunk_size : kChunkSizes) variations.push_back({{}, 1, {chunk_size, true}});
   for (const Where& where : cpu_targets()) expect_same_bits(long_problem(), where, variations);
+}
+
+// Rounds upwards and, where the processor has such a mode beside, takes denormals as 0.
+class OddFloatMode {
+ public:
+  OddFloatMode() {
+    std::fegetenv(&before_);
+    std::fesetround(FE_UPWARD);
+#if defined(__SSE__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+  }
+  ~OddFloatMode() { std::fesetenv(&before_); }
+
+ private:
+  std::fenv_t before_;
+};
+
+TEST(Invariance, FloatingPointModeOfTheCaller) {
+  Problem p = long_problem();
+  for (size_t i = 0; i < p.sequences[0].values.size(); i += 3) p.sequences[0].values[i] = 1e-40f;
+  for (size_t i = 0; i < p.sequences[0].keys.size(); i += 5) p.sequences[0].keys[i] = -1e-39f;
+  for (Where where : all_targets()) {
+    const Results expected = run(p, {}, where);
+    for (int threads : {1, 3}) {
+      where.threads = threads;
+      std::optional<Results> got;
+      {
+        const OddFloatMode odd;
+        got = run(p, {}, where);
+        EXPECT_EQ(std::fegetround(), FE_UPWARD) << "the caller's mode has to come back";
+      }
+      EXPECT_EQ(difference(*got, expected), std::nullopt) << describe(where);
+    }
+  }
 }
 
 TEST(Invariance, AloneAndInRaggedBatches) {
