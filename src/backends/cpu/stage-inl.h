@@ -63,9 +63,14 @@ HWY_INLINE void fetch_line(const void* row, int64_t at) {
   __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
 }
 
-// Rows are gathered two KV tiles ahead, and each page of memory that they lie in is touched then.
+// Rows are gathered two KV tiles ahead, and the first lines of each page of memory that they lie in asked for
+// then: address translation and the core's own prefetcher have begun when FetchAhead comes. One row @ 32768 on
+// Zen 4 takes 1.1 (heads 8/8) to 1.2 times (32/8) as long without; four lines are 3 % better than one or 16.
 inline constexpr int64_t kMemoryPage = 4096;
-HWY_INLINE void touch(const char* at) { fetch_line(at, 0); }
+inline constexpr int64_t kTouchedBytes = 4 * kLine;
+HWY_INLINE void touch(const char* at) {
+  for (int64_t i = 0; i < kTouchedBytes; i += kLine) fetch_line(at, i);
+}
 
 inline void gather_rows(const Problem& p, const TensorView& cache, const Block& block,
                         const KvTile& tile, const void** rows) {
