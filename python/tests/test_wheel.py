@@ -36,6 +36,13 @@ def test_the_command_is_the_program_of_the_package() -> None:
     assert run(program, "run", "no-such-file").returncode == 2
 
 
+def test_the_terms_of_all_that_is_brought_along_are_in_it() -> None:
+    """Those of the library's and the command's own parts, and the Apache licence that two refer to."""
+    terms = {file.name for file in (PACKAGE / "lib" / "licenses").iterdir()}
+    packages = ("libhwy-dev", "libtbb-dev", "libfmt-dev", "libcli11-dev", "nlohmann-json3-dev")
+    assert {f"{name}.txt" for name in (*packages, "Apache-2.0")} <= terms
+
+
 def test_numpy_is_the_only_requirement() -> None:
     requirements = importlib.metadata.requires("pagefill")
     assert requirements is not None
