@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import array as array_module
+import os
+import subprocess
+import sys
 from ctypes import PYFUNCTYPE, addressof, c_char_p, c_int64, c_void_p, py_object, pythonapi
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -232,3 +236,24 @@ def test_what_dlpack_says_is_honoured_or_refused() -> None:
     out = Fake()
     pagefill.prefill_page_attention(*case.arguments, out=out)
     assert bits(out.memory) == bits(pagefill.prefill_page_attention(*case.arguments))
+
+
+def test_no_array_is_read_through_memory_that_was_given_back() -> None:
+    code = """
+import numpy as np, pagefill
+from cases import random_case
+case, out = random_case(), np.empty((5, 4, 16), np.float32)
+lse = np.empty((5, 4), np.float32)
+pagefill.prefill_page_attention(*case.arguments, out=out, out_lse=lse)
+print(np.isfinite(out).all() and np.isfinite(lse).all())
+"""
+    # Python then fills what is freed.
+    environment = os.environ | {"PYTHONMALLOC": "debug"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

@@ -150,3 +150,22 @@ def test_the_gil_is_released_while_a_call_runs() -> None:
     worker.join()
     ticker.join()
     assert len(ticks) > 10
+
+
+def test_a_signal_handler_that_makes_arrays_and_capsules_disturbs_no_call() -> None:
+    case, other, kept = random_case(), np.full((4, 4, 16, 16), 7, np.float32), []
+
+    def handler(*_: object) -> None:
+        kept[:] = [other.__array_struct__ for _ in range(3)]
+
+    wanted = bits(pagefill.prefill_page_attention(*case.arguments))
+    old = signal.signal(signal.SIGALRM, handler)
+    end = time.monotonic() + 4
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1.3e-4)
+        while time.monotonic() < end:
+            assert bits(pagefill.prefill_page_attention(*case.arguments)) == wanted
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert kept

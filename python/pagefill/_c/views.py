@@ -70,7 +70,8 @@ def read(name: str, array: Array) -> bytes:
     layout = _layout(array.dtype, array.shape, array.strides)
     if type(layout) is str:
         raise _refuse(name, layout)
-    interface = _unpack_interface(_interface_at(_capsule_pointer(array.__array_struct__, None)))
+    capsule = array.__array_struct__  # its struct is gone as soon as nobody holds it
+    interface = _unpack_interface(_interface_at(_capsule_pointer(capsule, None)))
     return tensor(interface[7], layout)  # type: ignore[arg-type]
 
 
@@ -81,7 +82,8 @@ def write(name: str, array: Array) -> bytes:
     layout = _layout(array.dtype, array.shape, array.strides)
     if type(layout) is str:
         raise _refuse(name, layout)
-    interface = _unpack_interface(_interface_at(_capsule_pointer(array.__array_struct__, None)))
+    capsule = array.__array_struct__  # its struct is gone as soon as nobody holds it
+    interface = _unpack_interface(_interface_at(_capsule_pointer(capsule, None)))
     if not interface[4] & _WRITEABLE:
         raise ValueError(f"{name}: expected an array that may be written, got a read-only one")
     return tensor(interface[7], layout)  # type: ignore[arg-type]
