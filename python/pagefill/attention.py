@@ -139,14 +139,18 @@ def prefill_page_attention(
         (query_view, key_view, value_view, length, pages, settings, output_view, lse_view),
         where,
         4 * prod(shape) * _keys_a_row(keys, shape, sliding_window),
-        (query, key_cache, value_cache, sinks, key_scale, value_scale, output, lse),
+        (
+            *(query, key_cache, value_cache, context_len, page_indices),
+            *(sinks, kv_start, key_scale, value_scale, output, lse),
+        ),
     )
     return (output, lse) if return_lse else output
 
 
 def _keys_a_row(keys: int, shape: tuple[int, ...], sliding_window: int | None) -> int:
     """About how many keys a row meets; for `interrupt` only."""
-    return keys if sliding_window is None else min(keys, sliding_window + sum(shape[:1]))
+    # A NumPy integer of few bits would overflow.
+    return keys if sliding_window is None else min(keys, int(sliding_window) + sum(shape[:1]))
 
 
 @overload
@@ -243,7 +247,10 @@ def ragged_page_attention(
         (query_view, key_view, value_view, starts, lengths, pages, settings, output_view, lse_view),
         where,
         4 * prod(shape) * _keys_a_row(prod(slots), shape, sliding_window),
-        (query, key_cache, value_cache, sinks, key_scale, value_scale, output, lse),
+        (
+            *(query, key_cache, value_cache, query_starts, context_lens, page_table),
+            *(sinks, kv_start, key_scale, value_scale, output, lse),
+        ),
     )
     return (output, lse) if return_lse else output
 

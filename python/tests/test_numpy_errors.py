@@ -100,3 +100,13 @@ def test_the_environment_forces_a_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(os.environ, "PAGEFILL_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="PAGEFILL_NUM_THREADS: expected"):
         pagefill.choose_backend()
+
+
+@pytest.mark.parametrize(
+    "window", [np.int8(100), np.uint8(100), np.int32(2**31 - 1), np.int64(2**63 - 1)], ids=repr
+)
+def test_a_window_may_be_an_integer_of_numpy(window: Any) -> None:
+    case = random_case(chunk_size=200, context_len=300)
+    wanted = pagefill.prefill_page_attention(*case.arguments, sliding_window=int(window))
+    output = pagefill.prefill_page_attention(*case.arguments, sliding_window=window)
+    assert output.tobytes() == wanted.tobytes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import faulthandler
+import os
 import signal
 import threading
 import time
@@ -14,6 +16,7 @@ import pytest
 from cases import bits, random_case
 
 import pagefill
+from pagefill._c import interrupt
 
 
 def long_call(backend: str) -> dict[str, Any]:
@@ -93,6 +96,51 @@ def test_errors_of_a_long_call_are_those_of_a_short_one() -> None:
     arguments["page_indices"] = [5]
     with pytest.raises(ValueError, match="page_indices: expected pages from 0 to 0"):
         pagefill.prefill_page_attention(**arguments)
+
+
+def short_of_threads(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_long_call_needs_no_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = long_call("cpu")
+    arguments["query"] = arguments["query"][:256]
+    wanted = pagefill.prefill_page_attention(**arguments)
+    monkeypatch.setattr(_thread, "start_new_thread", short_of_threads)
+    assert bits(pagefill.prefill_page_attention(**arguments)) == bits(wanted)
+    arguments["page_indices"] = [5]
+    with pytest.raises(ValueError, match="page_indices: expected pages from 0 to 0"):
+        pagefill.prefill_page_attention(**arguments)
+
+
+def test_what_goes_wrong_in_the_thread_of_a_long_call_arrives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no frame")
+
+    arguments = long_call("cpu")
+    arguments["page_indices"] = [5]
+    monkeypatch.setattr(interrupt, "error", fail)
+    faulthandler.dump_traceback_later(20, exit=True)  # rather than to wait for good
+    try:
+        with pytest.raises(MemoryError, match="no frame"):
+            pagefill.prefill_page_attention(**arguments)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def test_a_message_in_no_encoding_is_still_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = long_call("cpu")
+    del arguments["backend"], arguments["num_threads"]
+    arguments["query"] = arguments["query"][:64]
+    monkeypatch.setenv("PAGEFILL_NUM_THREADS", "1")
+    pagefill.prefill_page_attention(**arguments)  # whether such calls are long is known from here on
+    monkeypatch.setitem(os.environb, b"PAGEFILL_BACKEND", b"\xff")
+    for rows in (1, 64):
+        part = arguments | {"query": arguments["query"][:rows]}
+        with pytest.raises(ValueError, match=r'PAGEFILL_BACKEND: expected .*, got "\\xff"'):
+            pagefill.prefill_page_attention(**part)
 
 
 def test_long_and_short_calls_have_the_same_bits() -> None:

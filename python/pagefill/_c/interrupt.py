@@ -7,13 +7,14 @@ thread waits, which a signal interrupts; the flag that the C interface looks at 
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
 from ctypes import addressof, byref, c_int32
 from functools import lru_cache
 
 from pagefill._c import structs
-from pagefill._c.library import error, lib
+from pagefill._c.library import check, error, lib
 from pagefill._c.outputs import NAMES
 
 # Operations (4 a visible pair and element of the head) from which on a call is long: 0.05 s on a
@@ -44,10 +45,10 @@ def run(
     arguments: tuple[bytes | None, ...],
     context: bytes | None,
     operations: float,
-    owners: object,
+    owners: tuple[object, ...],
 ) -> None:
-    """Calls function(*arguments, context) and raises what it answers. `owners` of the memory are
-    kept."""
+    """Calls function(*arguments, context) and raises what it answers. `owners` are all whose memory
+    the arguments point to."""
     if (
         operations < _LONG_REFERENCE
         or operations < _long(context)
@@ -63,27 +64,34 @@ def _run_apart(
     function: Callable[..., int],
     arguments: tuple[bytes | None, ...],
     context: bytes | None,
-    owners: object,
+    owners: tuple[object, ...],
 ) -> None:
     cancel = c_int32(0)
-    cancellable = structs.cancellable(context, addressof(cancel))
-    order: list[str] = []  # who came first: the call, or the interrupt that forestalls it
-    done: list[Exception | None] = []
-    running = threading.Lock()
+    # Who came first: the call, or what forestalls it, an interrupt or the want of a thread.
+    order: list[str] = []
+    done: list[BaseException | None] = []
+    running = _thread.allocate_lock()
     running.acquire()
 
     def call() -> None:
-        order.append("call")
-        if order[0] != "call":
-            return
-        status = function(*arguments, cancellable)
-        done.append(error(status, NAMES) if status else None)
-        running.release()
-        _ = owners  # until here
+        try:
+            order.append("call")
+            if order[0] == "call":
+                status = function(*arguments, structs.cancellable(context, addressof(cancel)))
+                done.append(error(status, NAMES) if status else None)
+        except BaseException as exception:
+            done.append(exception)  # else the main thread would wait for good
+        finally:
+            running.release()
+            # Until here, should signals follow each other so closely that one ends the main
+            # thread's wait below.
+            _ = owners
 
     interrupt: BaseException | None = None
     try:
-        threading.Thread(target=call, name="pagefill", daemon=True).start()
+        if not _start(call, order):
+            check(function(*arguments, context), NAMES)
+            return
         while not running.acquire(timeout=_PATIENCE):
             pass
     except BaseException as exception:  # KeyboardInterrupt, or what another signal's handler raises
@@ -92,7 +100,7 @@ def _run_apart(
         try:
             cancel.value = 1
             order.append("interrupt")
-            if order[0] == "interrupt":
+            if order[0] != "call":
                 break
             # The outputs are written to until the call has come back.
             while not running.acquire(timeout=_PATIENCE):
@@ -103,3 +111,15 @@ def _run_apart(
         raise interrupt
     if done[0] is not None:
         raise done[0]
+
+
+def _start(call: Callable[[], None], order: list[str]) -> bool:
+    """Whether there is a thread for it: a process may have too many, the interpreter may end."""
+    try:
+        _thread.start_new_thread(call, ())
+    except RuntimeError:
+        order.append("here")
+        if order[0] == "call":
+            raise  # it is of a signal's handler: the thread runs
+        return False
+    return True

@@ -58,7 +58,8 @@ DTYPES = _dtypes()
 def error(status: int, names: Mapping[str, str] = MappingProxyType({})) -> Exception:
     """The exception for the last call of this thread, which failed with that status. `names` are
     those of arguments that the caller knows by others than the library's."""
-    message = lib.pagefill_last_error_message().decode()
+    # A name that the message repeats, as of the environment, may be in no encoding.
+    message = lib.pagefill_last_error_message().decode(errors="backslashreplace")
     argument, colon, rest = message.partition(":")
     message = names.get(argument, argument) + colon + rest
     if status == _INVALID_ARGUMENT:
