@@ -337,3 +337,35 @@ def test_sharded_arrays_outside_of_shard_map_give_the_same_bits():
         for operand, spec in zip(operands, specs, strict=True)
     ]
     assert_same_bits(jax.jit(pagefill.jax.prefill_page_attention)(*sharded), want)
+
+
+def all_calls(operands):
+    """Attention, merge and append_kv, of one step."""
+    starts, table = np.array([0, len(operands[0])], np.int32), operands[4][None]
+    tokens = operands[0][:, : operands[1].shape[0]]
+    caches = pagefill.jax.append_kv(tokens, tokens, *operands[1:3], starts, operands[3], table)
+    state = pagefill.jax.prefill_page_attention(
+        operands[0], *caches, *operands[3:], sliding_window=30, return_lse=True
+    )
+    return pagefill.jax.merge_attention_states(*state, *state)
+
+
+EVALUATIONS = {
+    "disable_jit": lambda function: function,
+    "checkpoint": jax.checkpoint,
+    "make_jaxpr": lambda function: (
+        lambda operands: jax.core.eval_jaxpr(
+            (closed := jax.make_jaxpr(function)(operands)).jaxpr, closed.consts, *operands
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_outside_of_jit_the_primitives_have_the_bits_of_jit(name):
+    operands = list(map(jnp.asarray, operands_of(problem())))
+    want = jax.jit(all_calls)(operands)
+    with jax.disable_jit(name == "disable_jit"):
+        got = EVALUATIONS[name](all_calls)(operands)
+    for index in range(2):
+        assert_same_bits(got[index], want[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ def define(
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(abstract)
+    primitive.def_impl(_evaluation(primitive))
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = _no_gradient(name)
 
@@ -44,6 +46,20 @@ def define(
     for platform in HANDLERS:
         mlir.register_lowering(primitive, lower, platform=platform)
     return primitive
+
+
+def _evaluation(primitive: Primitive) -> Callable[..., Any]:
+    """What runs it outside of jit: jax.disable_jit, jax.checkpoint, a jaxpr that is evaluated."""
+
+    @functools.lru_cache(maxsize=256)
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+    def evaluate(*operands: jax.Array, **params: Any) -> Any:
+        with jax.disable_jit(False):  # there is nothing inside that could run without
+            return compiled(tuple(params.items()))(*operands)
+
+    return evaluate
 
 
 def _no_gradient(name: str) -> Callable[..., NoReturn]:
