@@ -115,9 +115,7 @@ def copy_pages(
         ValueError: a page or slot is not in the cache, or a shape disagrees; nothing is written.
         TypeError: a dtype breaks a rule. NotImplementedError: memory of a GPU.
     """
-    rows = [tuple(integer("copies", n, INT32_MAX) for n in copy) for copy in copies]
-    if any(len(row) != 3 for row in rows):
-        raise ValueError(f"copies: expected (source, destination, num_slots) each, got {rows}")
+    rows = _rows(copies)
     packed = np.array(rows, np.int32).tobytes()
     settings = structs.copy_options(
         None if key_scale is None else views.write("key_scale", key_scale),
@@ -133,6 +131,18 @@ def copy_pages(
             options.where(where),
         )
     )
+
+
+def _rows(copies: Iterable[Iterable[int]]) -> list[tuple[int, ...]]:
+    try:
+        rows = [tuple(copy) for copy in copies]
+    except TypeError:
+        raise TypeError(
+            f"copies: expected (source, destination, num_slots) each, got {copies!r}"
+        ) from None
+    if any(len(row) != 3 for row in rows):
+        raise ValueError(f"copies: expected (source, destination, num_slots) each, got {rows}")
+    return [tuple(integer("copies", number, INT32_MAX) for number in row) for row in rows]
 
 
 class PageAllocator:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from ctypes import PYFUNCTYPE, addressof, c_char_p, c_int64, c_void_p, py_object, pythonapi
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_memory_maps_and_other_subclasses_are_read(tmp_path: Any) -> None:
     assert attend(case) == wanted
 
 
-@pytest.mark.parametrize("kind", ["int64", "uint16", "list", "tuple"])
+@pytest.mark.parametrize("kind", ["int64", "uint64", "uint16", "list", "tuple"])
 def test_other_integers_are_converted_where_lengths_or_pages_are_expected(kind: str) -> None:
     case = random_case()
     wanted = attend(case)
@@ -98,6 +99,9 @@ def test_other_integers_are_converted_where_lengths_or_pages_are_expected(kind: 
     assert attend(case) == wanted
     case.context_len = np.int64(37)
     assert attend(case) == wanted
+    for integer in (np.int32, np.int64):
+        case.context_len = np.array(37, integer)
+        assert attend(case) == wanted
 
 
 def test_page_numbers_beyond_32_bits_matter_only_where_a_key_needs_them() -> None:
@@ -127,6 +131,47 @@ def test_every_argument_may_come_from_torch() -> None:
     tensors[1] = token_major
     assert pagefill.prefill_page_attention(*tensors, 37, pages, out=out) is out
     assert out.view(torch.int16).numpy().tobytes() == wanted
+
+
+def other_integers() -> list[Any]:
+    """How torch and JAX make arrays of integers that are not int32."""
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    torchs = [getattr(torch, name) for name in ("int8", "uint8", "int16", "int64")]
+    return [
+        *(partial(torch.tensor, dtype=dtype) for dtype in torchs),
+        *(partial(jax.numpy.array, dtype=name) for name in ("int8", "int16", "uint16", "uint32")),
+    ]
+
+
+def test_integers_of_torch_and_jax_are_converted_where_lengths_or_pages_are_expected() -> None:
+    case = random_case()
+    wanted = attend(case)
+    pages = case.page_indices.tolist()
+    for make in other_integers():
+        for length in (37, [37]):
+            case.context_len, case.page_indices = make(length), make(pages)
+            assert attend(case) == wanted
+    torch = pytest.importorskip("torch")
+    case.context_len = torch.tensor(37, dtype=torch.int32)
+    assert attend(case) == wanted
+
+
+def test_lengths_of_torch_and_jax_that_are_no_integers_are_refused() -> None:
+    case = random_case()
+    torch = pytest.importorskip("torch")
+    for dtype, said in (
+        (torch.bfloat16, "bfloat16"),
+        (torch.float32, "float32"),
+        (torch.float64, "float64"),
+        (torch.bool, "DLPack's code 6 of 8 bits"),
+    ):
+        case.context_len = torch.tensor([37], dtype=dtype)
+        with pytest.raises(TypeError, match=f"context_len: expected dtype int32 or .*, got {said}"):
+            attend(case)
+    jax = pytest.importorskip("jax")
+    case.context_len = jax.numpy.array([37], "bfloat16")
+    with pytest.raises(TypeError, match="context_len: expected dtype int32 or .*, got bfloat16"):
+        attend(case)
 
 
 def test_a_tensor_of_torch_that_needs_gradients_is_refused() -> None:

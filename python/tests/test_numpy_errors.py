@@ -38,6 +38,10 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "softmax_scale: expected", {"softmax_scale": 1e300}),
     (TypeError, "softmax_scale: expected a number, got 'big'", {"softmax_scale": "big"}),
     (TypeError, "softmax_scale: expected a number", {"softmax_scale": True}),
+    (ValueError, "softmax_scale: expected a finite number, got inf", {"softmax_scale": 10**400}),
+    (TypeError, "softmax_scale: expected a number", {"softmax_scale": np.array([0.1])}),
+    (ValueError, "mask_value: expected a finite number or -inf, got inf", {"mask_value": 10**400}),
+    (TypeError, "mask_value: expected a number", {"mask_value": np.array([1.0, 2.0])}),
     (ValueError, "attn_logits_soft_cap: expected", {"attn_logits_soft_cap": 0}),
     (ValueError, "sliding_window: expected", {"sliding_window": 0}),
     (ValueError, "sliding_window: expected", {"sliding_window": 2**70}),
@@ -109,4 +113,11 @@ def test_a_window_may_be_an_integer_of_numpy(window: Any) -> None:
     case = random_case(chunk_size=200, context_len=300)
     wanted = pagefill.prefill_page_attention(*case.arguments, sliding_window=int(window))
     output = pagefill.prefill_page_attention(*case.arguments, sliding_window=window)
+    assert output.tobytes() == wanted.tobytes()
+
+
+def test_a_mask_value_below_all_floats_excludes_as_the_default_does() -> None:
+    case = random_case()
+    wanted = pagefill.prefill_page_attention(*case.arguments)
+    output = pagefill.prefill_page_attention(*case.arguments, mask_value=-(10**400))
     assert output.tobytes() == wanted.tobytes()

@@ -155,3 +155,12 @@ def test_the_allocators_errors_name_the_argument() -> None:
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="PageAllocator"):
             duplicate(allocator)
+
+
+@pytest.mark.parametrize(
+    ("copies", "error"), [([5], TypeError), (5, TypeError), ([(1, 2)], ValueError)], ids=repr
+)
+def test_copies_that_are_no_triples_are_refused(copies: Any, error: type[Exception]) -> None:
+    cache = np.ones((1, 4, 4, 8), np.float32)
+    with pytest.raises(error, match=r"copies: expected \(source, destination, num_slots\) each"):
+        pagefill.copy_pages(copies, cache, cache)

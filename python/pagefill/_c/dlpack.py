@@ -25,7 +25,7 @@ from pagefill._c.structs import CPU, CUDA, MAX_RANK, Held, row_major, tensor, te
 # DLDeviceType. Memory that the host may read too, kDLCUDAHost and kDLCUDAManaged, is the CPU's.
 _DEVICES = {1: CPU, 2: CUDA, 3: CPU, 13: CPU}
 # DLDataTypeCode and bits.
-_INT, _FLOAT, _BFLOAT, _FLOAT8_E4M3FN, _FLOAT8_E5M2 = 0, 2, 4, 10, 12
+_INT, _UNSIGNED, _FLOAT, _BFLOAT, _FLOAT8_E4M3FN, _FLOAT8_E5M2 = 0, 1, 2, 4, 10, 12
 _NAMES = {
     (_FLOAT, 16): "float16",
     (_FLOAT, 32): "float32",
@@ -83,26 +83,45 @@ def _capsule(name: str, array: Any) -> Any:
         ) from error
 
 
-def tensor_of(name: str, array: Any, writable: bool) -> bytes:
-    """The packed tensor of an array that speaks DLPack, read where it lies."""
+def _opened(name: str, array: Any, writable: bool) -> tuple[Any, _Tensor]:
+    """The array's capsule and what lies in it, which lives as long as the capsule."""
     capsule = _capsule(name, array)
     kind = _capsule_name(capsule)
     address = _capsule_pointer(capsule, kind)
-    if kind == b"dltensor_versioned":
-        managed = _Versioned.from_address(address)
-        if managed.major != 1:
-            raise TypeError(f"{name}: expected DLPack version 1, got {managed.major}")
-        if writable and managed.flags & _READ_ONLY:
-            raise ValueError(f"{name}: expected an array that may be written, got a read-only one")
-        view = managed.tensor
-    else:
-        view = _Tensor.from_address(address)
-    dtype = _NAMES.get((view.code, view.bits))
-    if dtype is None or view.lanes != 1:
-        raise TypeError(
-            f"{name}: expected dtype {', '.join(DTYPES)}, "
-            f"got DLPack's code {view.code} of {view.bits} bits, {view.lanes} lanes"
-        )
+    if kind != b"dltensor_versioned":
+        return capsule, _Tensor.from_address(address)
+    managed = _Versioned.from_address(address)
+    if managed.major != 1:
+        raise TypeError(f"{name}: expected DLPack version 1, got {managed.major}")
+    if writable and managed.flags & _READ_ONLY:
+        raise ValueError(f"{name}: expected an array that may be written, got a read-only one")
+    return capsule, managed.tensor
+
+
+def _dtype_of(view: _Tensor) -> str:
+    name = _NAMES.get((view.code, view.bits)) if view.lanes == 1 else None
+    return name or f"DLPack's code {view.code} of {view.bits} bits, {view.lanes} lanes"
+
+
+def holds_other_integers(name: str, array: Any) -> bool:
+    """Whether lengths or page numbers have to be converted: they do where they are not int32, or
+    one number without dimensions; not where they are a GPU's, which is for the call to refuse."""
+    capsule, view = _opened(name, array, writable=False)
+    if _DEVICES.get(view.device_type) != CPU:
+        return False
+    if view.code not in (_INT, _UNSIGNED) or view.bits not in (8, 16, 32, 64) or view.lanes != 1:
+        raise TypeError(f"{name}: expected dtype int32 or other integers, got {_dtype_of(view)}")
+    other: bool = (view.code, view.bits) != (_INT, 32) or view.ndim == 0
+    del capsule  # until here
+    return other
+
+
+def tensor_of(name: str, array: Any, writable: bool) -> bytes:
+    """The packed tensor of an array that speaks DLPack, read where it lies."""
+    capsule, view = _opened(name, array, writable)
+    dtype = _dtype_of(view)
+    if dtype not in DTYPES:
+        raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {dtype}")
     if view.device_type not in _DEVICES:
         raise NotImplementedError(
             f"{name}: expected memory of the CPU or of CUDA, got DLPack's device {view.device_type}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from ctypes import c_float
 from operator import index
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pagefill._c import structs, views
+from pagefill._c import dlpack, structs, views
 from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX
 
 Integers: TypeAlias = "views.Array | Sequence[int] | Sequence[Sequence[int]]"
@@ -39,11 +40,22 @@ def integer(name: str, value: Any, largest: int = INT64_MAX) -> int:
 def real(name: str, value: Any) -> float:
     """A number as float32. Its rule, as > 0, is the library's."""
     try:
-        if isinstance(value, (bool, np.bool_, str, bytes)):
+        # Old NumPy takes an array of one for a number.
+        if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", 0):
             raise TypeError
         return c_float(float(value)).value  # what is too large becomes an infinity
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def mask(value: Any) -> float | None:
+    """mask_value as float32; None where it is the default."""
+    if value is DEFAULT_MASK_VALUE:
+        return None
+    number = real("mask_value", value)
+    return None if number == DEFAULT_MASK_VALUE else number
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -90,7 +102,7 @@ def attention(
         if attn_logits_soft_cap is None
         else real("attn_logits_soft_cap", attn_logits_soft_cap),
         None if sliding_window is None else integer("sliding_window", sliding_window),
-        None if mask_value == DEFAULT_MASK_VALUE else real("mask_value", mask_value),
+        mask(mask_value),
         None if sinks is None else views.read("sinks", sinks),
         None if kv_start is None else lengths("kv_start", kv_start),
         None if key_scale is None else views.read("key_scale", key_scale),
@@ -100,32 +112,34 @@ def attention(
 
 def lengths(name: str, value: Any) -> bytes:
     """A packed int32 tensor of lengths or positions; a Python integer is a tensor of one."""
-    if type(value) is np.ndarray and value.dtype == np.int32:
+    if type(value) is np.ndarray and value.dtype == np.int32 and value.ndim:
         return views.read(name, value)
     if type(value) is int:
         array = np.array([integer(name, value, INT32_MAX)], np.int32)
         return _held(views.read(name, array), array)
-    return _converted(name, value, _checked)
+    return _converted(name, value, int32_lengths)
 
 
 def pages(name: str, value: Any) -> bytes:
-    """A packed int32 tensor of page numbers. Numbers beyond int32 are no page, so they become -1,
-    which is refused where a visible key needs the entry and left alone elsewhere."""
-    if type(value) is np.ndarray and value.dtype == np.int32:
+    """A packed int32 tensor of page numbers."""
+    if type(value) is np.ndarray and value.dtype == np.int32 and value.ndim:
         return views.read(name, value)
-    return _converted(name, value, _no_page)
+    return _converted(name, value, int32_pages)
 
 
-def _checked(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+def int32_lengths(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Other integers as int32, or an error."""
     if array.size and (array.min() < INT32_MIN or array.max() > INT32_MAX):
         worst = array.max() if array.max() > INT32_MAX else array.min()
         raise ValueError(f"{name}: expected numbers of 32 bits, got {worst}")
     return array.astype(np.int32)
 
 
-def _no_page(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+def int32_pages(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Other integers as int32. Numbers beyond it are no page, so they become -1, which is refused
+    where a visible key needs the entry and left alone elsewhere."""
     good = (array >= INT32_MIN) & (array <= INT32_MAX)
-    return np.where(good, array, -1).astype(np.int32)
+    return np.where(good, array.astype(np.int32), np.int32(-1))
 
 
 def _converted(name: str, value: Any, convert: Any) -> bytes:
@@ -139,14 +153,14 @@ def _converted(name: str, value: Any, convert: Any) -> bytes:
 def _as_integers(name: str, value: Any) -> npt.NDArray[Any] | None:
     """The integers to convert; None for what is read in place, or refused by name, as it is."""
     if not isinstance(value, (np.ndarray, np.integer, Sequence)):
-        if not hasattr(value, "__dlpack__") or views.is_int32(name, value):
+        if not hasattr(value, "__dlpack__") or not dlpack.holds_other_integers(name, value):
             return None
         value = np.from_dlpack(value)
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name}: expected rows of one length, got: {error}") from None
-    if array.ndim == 0:  # a number of NumPy's
+    if array.ndim == 0:  # one number
         array = array.reshape(1)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int32)  # an empty list has no dtype of its own

@@ -62,11 +62,6 @@ def described(packed: bytes) -> tuple[int, tuple[int, ...]]:
     return fields[0], fields[4 : 4 + fields[3]]
 
 
-def device_type(packed: bytes) -> int:
-    """CPU or CUDA, of a packed tensor."""
-    return int(_TENSOR_LAYOUT.unpack_from(packed, _TENSOR_HEAD.size)[1])
-
-
 class OptionFlag:
     """PAGEFILL_HAS_...: bits of pagefill_attention_options.flags."""
 

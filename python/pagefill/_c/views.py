@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pagefill._c import dlpack
 from pagefill._c.library import DTYPES
-from pagefill._c.structs import CPU, MAX_RANK, Held, described, device_type, tensor, tensor_layout
+from pagefill._c.structs import MAX_RANK, Held, described, tensor, tensor_layout
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -92,12 +92,6 @@ def write(name: str, array: Array) -> bytes:
 def shape(array: Any, packed: bytes) -> tuple[int, ...]:
     """The shape of an array that was packed."""
     return array.shape if type(array) is np.ndarray else described(packed)[1]
-
-
-def is_int32(name: str, array: Any) -> bool:
-    """Whether an array that speaks DLPack holds int32, or is a GPU's and can only be refused."""
-    packed = dlpack.tensor_of(name, array, writable=False)
-    return described(packed)[0] == DTYPES["int32"] or device_type(packed) != CPU
 
 
 def _other(name: str, array: Any, writable: bool) -> bytes:
