@@ -100,9 +100,15 @@ def _ejkernels_own() -> Callable[..., Any]:
     )
 
 
-def _int32(integers: jax.Array) -> jax.Array:
-    """ejkernel takes integers of any width. What int32 cannot hold becomes its largest, and an error where
-    it matters, rather than another number."""
-    if integers.dtype == jnp.int64:
-        integers = jnp.clip(integers, INT32_MIN, INT32_MAX)
-    return integers.astype(jnp.int32) if jnp.issubdtype(integers.dtype, jnp.integer) else integers
+def _int32(integers: Any) -> Any:
+    """ejkernel takes JAX's integers of any width. What int32 cannot hold becomes -1, which is neither a
+    length nor a page: an error where it matters, rather than another number."""
+    if not isinstance(integers, jax.Array) or not jnp.issubdtype(integers.dtype, jnp.integer):
+        return integers
+    limits = jnp.iinfo(integers.dtype)
+    good = True
+    if limits.max > INT32_MAX:
+        good = integers <= INT32_MAX
+    if limits.min < INT32_MIN:
+        good &= integers >= INT32_MIN
+    return jnp.where(good, integers.astype(jnp.int32), -1)

@@ -160,8 +160,26 @@ def test_integers_of_64_bits_are_taken_as_ejkernel_takes_them():
         wide[4] = wide[4] + 2**32  # would be the same pages if it were cut to 32 bits
         with pytest.raises(support.RUN_TIME_ERRORS, match="page_indices: expected pages from 0"):
             jax.block_until_ready(prefill_page_attention(*wide))
+        # The largest length of 32 bits is none for what is larger.
+        wide[3:] = jnp.asarray([2**40]), operands[4]
+        with pytest.raises(support.RUN_TIME_ERRORS, match="context_len: .*got -1"):
+            jax.block_until_ready(prefill_page_attention(*wide))
     finally:
         jax.config.update("jax_enable_x64", False)
+
+
+def test_integers_that_32_bits_cannot_hold_are_refused_in_every_width():
+    operands = arrays()
+    want = prefill_page_attention(*operands)
+    for kind in (jnp.uint32, jnp.int16, jnp.uint8):
+        other = [*operands[:3], *(operand.astype(kind) for operand in operands[3:])]
+        assert_same_bits(prefill_page_attention(*other), want)
+    operands[3] = jnp.array([2**32 - 1], jnp.uint32)
+    with pytest.raises(support.RUN_TIME_ERRORS, match="context_len: .*got -1"):
+        jax.block_until_ready(prefill_page_attention(*operands))
+    operands[3] = np.array([2**32 + 100])  # JAX would make it 100
+    with pytest.raises(ValueError, match="context_len: expected numbers of 32 bits"):
+        pagefill.ejkernel.prefill_page_attention(*operands)
 
 
 def test_what_ejkernel_refuses_with_a_value_error_stays_one():

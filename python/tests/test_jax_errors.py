@@ -107,6 +107,75 @@ def test_a_bad_option_is_an_error_when_traced(options, kind, message):
         trace(SHAPES, **options)
 
 
+MASK = "mask_value: expected a number"
+
+
+@pytest.mark.parametrize("value", [np.array([1.0, 2.0]), "low", None], ids=repr)
+def test_a_mask_value_that_is_no_number_is_a_type_error(value):
+    with pytest.raises(TypeError, match=MASK):
+        trace(SHAPES, mask_value=value)
+    with pytest.raises(TypeError, match=MASK):
+        jax.eval_shape(lambda mask: trace(SHAPES, mask_value=mask), 1.0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("value", [[1, 2], None, "x", 1.5], ids=repr)
+def test_what_is_no_array_is_a_type_error_that_names_it(name, value):
+    arguments = dict(zip(SHAPES, operands_of(problem()), strict=True)) | {name: value}
+    message = f"{name}: expected an .*array of JAX or NumPy, got {type(value).__name__}"
+    with pytest.raises(TypeError, match=message):
+        pagefill.jax.prefill_page_attention(**arguments)
+    ragged = [arguments[name] for name in list(SHAPES)[:3]]
+    if name in list(SHAPES)[:3]:
+        with pytest.raises(TypeError, match=message):
+            pagefill.jax.ragged_page_attention(*ragged, np.array([0, 24]), 100, np.ones((1, 7), I32))
+        with pytest.raises(TypeError, match="lse_b: expected an array of JAX or NumPy"):
+            pagefill.jax.merge_attention_states(*operands_of(problem())[:3], value)
+
+
+@pytest.mark.parametrize("value", [[1, 2], "x"], ids=repr)
+def test_an_option_that_is_no_array_is_a_type_error_that_names_it(value):
+    for name in ("sinks", "kv_start", "key_scale", "value_scale"):
+        with pytest.raises(TypeError, match=f"{name}: expected an .*array of JAX or NumPy"):
+            trace(SHAPES, **{name: value})
+
+
+CALLS = {
+    "attention": lambda o: pagefill.jax.prefill_page_attention(*o),
+    "append": lambda o: pagefill.jax.append_kv(
+        o[0][:, :2], o[0][:, :2], *o[1:3], np.array([0, 24]), o[3], o[4][None]
+    ),
+    "merge": lambda o: pagefill.jax.merge_attention_states(o[0], o[0][..., 0], o[0], o[0][..., 0]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PAGEFILL_NUM_THREADS", "many"),
+        ("PAGEFILL_BACKEND", "abacus"),
+        ("PAGEFILL_CPU_TARGET", "i8086"),
+    ],
+)
+def test_a_wrong_environment_is_an_error_when_traced(monkeypatch, variable, value, call):
+    operands = [jnp.asarray(operand) for operand in operands_of(problem())]
+    jax.clear_caches()  # what was traced before is not traced again
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f'^{variable}: expected .*, got "{value}"'):
+        jax.eval_shape(lambda: CALLS[call](operands))
+
+
+def test_the_environment_chooses_the_backend_of_what_is_compiled_already(monkeypatch):
+    operands = operands_of(problem())
+    compiled = jax.jit(pagefill.jax.prefill_page_attention).lower(*operands).compile()
+    monkeypatch.setenv("PAGEFILL_BACKEND", "reference")
+    assert_same_bits(compiled(*operands), pagefill.prefill_page_attention(*operands))
+    monkeypatch.setenv("PAGEFILL_BACKEND", "abacus")
+    with pytest.raises(support.RUN_TIME_ERRORS, match="PAGEFILL_BACKEND: expected"):
+        jax.block_until_ready(compiled(*operands))
+
+
 def test_a_traced_number_is_a_type_error_that_names_it():
     operands = operands_of(problem())
 
@@ -230,6 +299,44 @@ def test_another_platform_gets_one_clear_error(platform):
     shapes = (jax.ShapeDtypeStruct(*shape) for shape in SHAPES.values())
     with pytest.raises(NotImplementedError, match=f"runs on cpu.*got one for {platform}"):
         exported(*shapes)
+
+
+def test_integers_of_numpy_mean_what_they_mean_in_the_numpy_face():
+    operands = operands_of(problem())
+    want = pagefill.prefill_page_attention(*operands)
+    attend = pagefill.jax.prefill_page_attention
+    for kind in (np.int64, np.uint64, np.int16, np.uint8):
+        wide = [*operands[:3], *(operand.astype(kind) for operand in operands[3:])]
+        assert_same_bits(attend(*wide), want)
+    assert_same_bits(attend(*operands, kv_start=np.array(0)), want)
+
+    # Cut to 32 bits they would be good again.
+    for name in ("context_len", "kv_start"):
+        options = {"kv_start": np.array([2**32])} if name == "kv_start" else {}
+        length = np.array([2**32 + 100]) if name == "context_len" else operands[3]
+        with pytest.raises(ValueError, match=f"{name}: expected numbers of 32 bits, got 42949"):
+            attend(*operands[:3], length, operands[4], **options)
+    pages = operands[4] + np.int64(2**32)
+    with pytest.raises(support.RUN_TIME_ERRORS, match="page_indices: .* got -1 in entry 0"):
+        jax.block_until_ready(attend(*operands[:4], pages))
+    assert_same_bits(attend(*operands[:4], np.append(operands[4].astype(np.int64), 2**40)), want)
+
+
+def test_integers_of_numpy_are_converted_in_a_ragged_batch_and_for_append():
+    query, keys, values, _, pages = operands_of(problem())
+    starts, lens, table = np.array([0, 24]), np.array([100]), pages[None].astype(np.int64)
+    want = pagefill.ragged_page_attention(query, keys, values, starts, lens, table)
+    ragged = pagefill.jax.ragged_page_attention
+    assert_same_bits(ragged(query, keys, values, starts, lens, table), want)
+    tokens = (query[:, :2], query[:, 2:4])
+    caches = pagefill.jax.append_kv(*tokens, keys, values, starts, lens, table)
+    pagefill.append_kv(*tokens, keys, values, starts, lens, table)
+    for got, wanted in zip(caches, (keys, values), strict=True):
+        assert_same_bits(got, wanted)
+    with pytest.raises(ValueError, match="query_starts: expected numbers of 32 bits"):
+        ragged(query, keys, values, starts + 2**32, lens, table)
+    with pytest.raises(ValueError, match="context_lens: expected numbers of 32 bits"):
+        pagefill.jax.append_kv(*tokens, keys, values, starts, lens + 2**32, table)
 
 
 def test_an_error_leaves_the_next_call_as_it_was():

@@ -28,6 +28,12 @@ def is_known(*avals: jax.core.ShapedArray) -> bool:
     return all(isinstance(size, int) for aval in avals for size in aval.shape)
 
 
+def check_environment() -> None:
+    """Raises where PAGEFILL_BACKEND and its like hold what is unknown or not to be had. XLA's threads
+    are as many as they are, but a wrong PAGEFILL_NUM_THREADS is an error with JAX too."""
+    check(lib.pagefill_choose_backend(None, ctypes.byref(structs.BackendChoice())))
+
+
 def expect(name: str, aval: jax.core.ShapedArray, shape: str, sizes: Shape, *dtypes: str) -> None:
     """What is not the library's: a rule of one argument. None in `sizes` is any size."""
     agrees = len(sizes) == len(aval.shape) and all(

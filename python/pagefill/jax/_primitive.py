@@ -10,6 +10,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from pagefill.jax._check import check_environment
 from pagefill.jax._library import HANDLERS
 
 Avals = Sequence[jax.core.ShapedArray]
@@ -33,7 +34,12 @@ def define(
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_abstract_eval(abstract)
+
+    def traced(*avals: jax.core.ShapedArray, **params: Any) -> Avals:
+        check_environment()
+        return abstract(*avals, **params)
+
+    primitive.def_abstract_eval(traced)
     primitive.def_impl(_evaluation(primitive))
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = _no_gradient(name)

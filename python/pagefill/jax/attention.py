@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
-import numpy as np
 
-from pagefill._c.options import DEFAULT_MASK_VALUE, integer, real
-from pagefill._c.structs import INT32_MAX
+from pagefill._c.options import DEFAULT_MASK_VALUE, integer, mask, real
+from pagefill.jax._arguments import array, given, lengths, pages
 from pagefill.jax._attention import Numbers, attend
 from pagefill.jax._merge import merge
 
@@ -97,7 +96,8 @@ def prefill_page_attention(
         output [chunk_size, num_q_heads, v_head_dim], query's dtype; or (output, lse) with lse float32
         [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf.
 
-    Numbers are static; arrays may be traced, so that no new length or table compiles anew.
+    Numbers are static; arrays may be traced, so that no new length or table compiles anew. NumPy arrays
+    of other integers than int32 are converted, where lengths and pages are not traced.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number that breaks a rule, when the call is traced.
@@ -106,17 +106,17 @@ def prefill_page_attention(
             ValueError where XLA ran the call in the calling thread. The message is the library's.
     """
     results = attend(
-        query,
-        key_cache,
-        value_cache,
-        _one("context_len", context_len),
-        page_indices,
-        {
-            "sinks": sinks,
-            "kv_start": None if kv_start is None else _one("kv_start", kv_start),
-            "key_scale": key_scale,
-            "value_scale": value_scale,
-        },
+        array("query", query),
+        array("key_cache", key_cache),
+        array("value_cache", value_cache),
+        lengths("context_len", context_len),
+        pages("page_indices", page_indices),
+        given(
+            sinks=sinks,
+            kv_start=None if kv_start is None else lengths("kv_start", kv_start),
+            key_scale=key_scale,
+            value_scale=value_scale,
+        ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
     )
@@ -188,18 +188,18 @@ def ragged_page_attention(
         As prefill_page_attention.
     """
     results = attend(
-        query,
-        key_cache,
-        value_cache,
-        context_lens,
-        page_table,
-        {
-            "query_starts": query_starts,
-            "sinks": sinks,
-            "kv_start": None if kv_start is None else _one("kv_start", kv_start),
-            "key_scale": key_scale,
-            "value_scale": value_scale,
-        },
+        array("query", query),
+        array("key_cache", key_cache),
+        array("value_cache", value_cache),
+        lengths("context_lens", context_lens),
+        pages("page_table", page_table),
+        given(
+            query_starts=lengths("query_starts", query_starts),
+            sinks=sinks,
+            kv_start=None if kv_start is None else lengths("kv_start", kv_start),
+            key_scale=key_scale,
+            value_scale=value_scale,
+        ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
     )
@@ -221,17 +221,13 @@ def merge_attention_states(
     Raises:
         ValueError, TypeError: shapes and dtypes that do not agree, when the call is traced.
     """
-    output, lse = merge(output_a, lse_a, output_b, lse_b)
+    output, lse = merge(
+        array("output_a", output_a),
+        array("lse_a", lse_a),
+        array("output_b", output_b),
+        array("lse_b", lse_b),
+    )
     return output, lse
-
-
-def _one(name: str, value: Any) -> Any:
-    """A length of one sequence as an array [1]."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if isinstance(value, (int, np.integer)):
-        return np.array([integer(name, value, INT32_MAX)], np.int32)
-    return value.reshape(1) if getattr(value, "shape", None) == () else value
 
 
 def _numbers(
@@ -243,5 +239,5 @@ def _numbers(
         if attn_logits_soft_cap is None
         else real("attn_logits_soft_cap", attn_logits_soft_cap),
         None if sliding_window is None else integer("sliding_window", sliding_window),
-        None if mask_value == DEFAULT_MASK_VALUE else real("mask_value", mask_value),
+        mask(mask_value),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from pagefill.jax import _primitive
+from pagefill.jax._arguments import array, given, lengths, pages
 from pagefill.jax._attention import GIVEN, given_bits
 from pagefill.jax._check import check_append, is_known
 
@@ -94,16 +95,23 @@ def append_kv(
         jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited for;
             ValueError where XLA ran the call in the calling thread. The message is the library's.
     """
-    operands = (keys, values, key_cache, value_cache, query_starts, context_lens, page_table)
-    optional = {
-        "kv_start": kv_start,
-        "key_scale": key_scale,
-        "value_scale": value_scale,
-        "chosen_key_scale": chosen_key_scale,
-        "chosen_value_scale": chosen_value_scale,
-    }
-    given = {name: array for name, array in optional.items() if array is not None}
-    return tuple(_append(operands, given))
+    operands = (
+        array("keys", keys),
+        array("values", values),
+        array("key_cache", key_cache),
+        array("value_cache", value_cache),
+        lengths("query_starts", query_starts),
+        lengths("context_lens", context_lens),
+        pages("page_table", page_table),
+    )
+    optional = given(
+        kv_start=None if kv_start is None else lengths("kv_start", kv_start),
+        key_scale=key_scale,
+        value_scale=value_scale,
+        chosen_key_scale=chosen_key_scale,
+        chosen_value_scale=chosen_value_scale,
+    )
+    return tuple(_append(operands, optional))
 
 
 @jax.jit
