@@ -1,8 +1,8 @@
 """python -m bench.jax_beside_ejkernel: pagefill.jax beside ejkernel's XLA kernel, in one run.
 
-Both compiled by jax.jit for the same inputs, called in turns, checked against the formula in float64. Then
-the memory that one call needs beyond its arguments and its result, by context, each in a process of its own.
-Needs pagefill's wheel and ejkernel in one environment.
+Both compiled by jax.jit for the same inputs, called in turns, checked against the formula in
+float64. Then the memory that one call needs beyond its arguments and its result, by context, each in
+a process of its own. Needs pagefill's wheel and ejkernel in one environment.
 """
 
 from __future__ import annotations

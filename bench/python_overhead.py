@@ -2,10 +2,10 @@
 
     python bench/python_overhead.py [--json]
 
-One token at context 1, 32/8 heads, head dim 128, float32, one thread: next to no work. The C interface is
-called through ctypes with arguments that are prepared once. Blocks of calls of the C interface and of a
-face take turns; a face's overhead is the median over the turns of the difference. Wall time: run it on a
-quiet machine.
+One token at context 1, 32/8 heads, head dim 128, float32, one thread: next to no work. The C
+interface is called through ctypes with arguments that are prepared once. Blocks of calls of the C
+interface and of a face take turns; a face's overhead is the median over the turns of the difference.
+Wall time: run it on a quiet machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A prompt in chunks, then a jitted loop that decodes from the same paged cache, in place.
 
-The keys and values of 160 tokens lie in shuffled pages. The decoded rows have the bits of one call for all of
-them, which the example checks.
+The keys and values of 160 tokens lie in shuffled pages. The decoded rows have the bits of one call
+for all of them, which the example checks.
 """
 
 import jax

@@ -67,7 +67,7 @@ def prefill_page_attention(
     """The chunk of one sequence attends, causally, to all that the cache holds for it.
 
     The chunk's own keys and values are already in the cache: call `append_kv` first. Arrays are
-    NumPy's, or speak DLPack or the buffer protocol; they are read in place, whatever their strides
+    NumPy's, or speak DLPack or the buffer protocol; they are read in place, through strides >= 0
     (the last dimension's elements lie together). bfloat16 and float8 are ml_dtypes', or torch's, or
     JAX's.
 

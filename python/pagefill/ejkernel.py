@@ -1,8 +1,9 @@
-"""pagefill as ejkernel's own prefill_page_attention: `pagefill.ejkernel.register()`, and nothing else changes.
+"""pagefill as ejkernel's own prefill_page_attention: `pagefill.ejkernel.register()`, nothing else.
 
-ejkernel looks kernels up in a registry, by platform and backend, and takes the one of the highest priority.
-On a CPU it asks for the platform XLA and the backend "any", so that is where pagefill stands; where JAX's
-default backend is another one, it hands the call on to what ejkernel would have taken.
+ejkernel looks kernels up in a registry, by platform and backend, and takes the one of the highest
+priority. On a CPU it asks for the platform XLA and the backend "any", so that is where pagefill
+stands; where JAX's default backend is another one, it hands the call on to what ejkernel would have
+taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ejkernel.kernels import Backend, Platform, kernel_registry
 
 import pagefill.jax
 from pagefill._c.options import DEFAULT_MASK_VALUE
-from pagefill._c.structs import INT32_MAX, INT32_MIN
 from pagefill.jax.attention import Options
 
 __all__ = ["is_registered", "register", "unregister"]
@@ -30,23 +30,26 @@ _state: dict[str, Any] = {"on": False, "implementation": None}
 
 
 def register() -> None:
-    """From now on ejkernel's prefill_page_attention runs pagefill where JAX's default backend is the CPU.
+    """From now on ejkernel's prefill_page_attention runs pagefill where JAX's default backend is
+    the CPU.
 
-    Calls that ejkernel refused by ValueError still get a ValueError, with pagefill's message, except for
-    chunk_size, which need not be a multiple of page_size. Tuning parameters (block_k, num_warps,
-    num_stages) have nothing to tune. int64 lengths and page numbers are converted. There is no gradient.
-    What ejkernel has compiled before stays what it was. A second call changes nothing.
+    Calls that ejkernel refused by ValueError still get a ValueError, with pagefill's message, except
+    for chunk_size, which need not be a multiple of page_size. Tuning parameters (block_k, num_warps,
+    num_stages) have nothing to tune. Lengths and page numbers of other integers than int32 are
+    converted. There is no gradient. What ejkernel has compiled before stays what it was. A second
+    call changes nothing.
     """
     if _state["implementation"] is None:
-        prefill_page_attention.__signature__ = inspect.signature(_ejkernels_own())  # type: ignore[attr-defined]
+        signature = inspect.signature(_ejkernels_own())
+        prefill_page_attention.__signature__ = signature  # type: ignore[attr-defined]
         add = kernel_registry.register(ALGORITHM, Platform.XLA, Backend.ANY, priority=PRIORITY)
         _state["implementation"] = add(prefill_page_attention)
     _state["on"] = True
 
 
 def unregister() -> None:
-    """From now on ejkernel's own kernel runs again. The registry forgets nothing, so pagefill's entry stays
-    in it and hands every call on."""
+    """From now on ejkernel's own kernel runs again. The registry forgets nothing, so pagefill's
+    entry stays in it and hands every call on."""
     _state["on"] = False
 
 
@@ -96,19 +99,17 @@ def _ejkernels_own() -> Callable[..., Any]:
             implementation: Callable[..., Any] = spec.implementation
             return implementation
     raise NotImplementedError(
-        f"pagefill.ejkernel: expected ejkernel to have {ALGORITHM} for XLA and any backend, got none"
+        f"pagefill.ejkernel: expected ejkernel to have {ALGORITHM} for XLA and any backend, "
+        "got none"
     )
 
 
 def _int32(integers: Any) -> Any:
-    """ejkernel takes JAX's integers of any width. What int32 cannot hold becomes -1, which is neither a
-    length nor a page: an error where it matters, rather than another number."""
+    """ejkernel takes JAX's integers of any width. What int32 cannot hold becomes -1, which is
+    neither a length nor a page: an error where it matters, rather than another number."""
     if not isinstance(integers, jax.Array) or not jnp.issubdtype(integers.dtype, jnp.integer):
         return integers
-    limits = jnp.iinfo(integers.dtype)
-    good = True
-    if limits.max > INT32_MAX:
-        good = integers <= INT32_MAX
-    if limits.min < INT32_MIN:
-        good &= integers >= INT32_MIN
-    return jnp.where(good, integers.astype(jnp.int32), -1)
+    converted = integers.astype(jnp.int32)
+    # Back again it is the same number; but uint32's -1 is as well.
+    good = (converted.astype(integers.dtype) == integers) & ((integers < 0) == (converted < 0))
+    return jnp.where(good, converted, -1)

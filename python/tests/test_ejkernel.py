@@ -1,4 +1,4 @@
-"""ejkernel's own calls run pagefill: chosen by the registry, right, refused alike, and gone again."""
+"""ejkernel's own calls run pagefill: chosen by the registry, right, refused alike, gone again."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_golden_cases_give_the_output_of_ejkernel_within_rounding(golden_file):
     )
 
 
-# The shapes, options and dtypes of ejkernel's own use: chunks that are whole pages, of a batch of one.
+# The shapes, options and dtypes of ejkernel's own use: chunks that are whole pages, a batch of one.
 SHAPES = [
     dict(chunk=64, context=256, heads=(8, 2), head_dim=64, page_size=16),
     dict(chunk=128, context=512, heads=(8, 8), head_dim=128, page_size=128),

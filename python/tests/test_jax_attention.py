@@ -173,7 +173,8 @@ def test_merged_shards_of_a_context_are_the_whole():
     case = problem(context=96)
     query, keys, values, _, pages = case.arguments
     whole = pagefill.jax.prefill_page_attention(*case.arguments, return_lse=True)
-    # The chunk's rows stand at 72 to 95; a shard ends where its keys end, so it shares their positions.
+    # The chunk's rows stand at 72 to 95; a shard ends where its keys end, so it shares their
+    # positions.
     right = pagefill.jax.prefill_page_attention(
         query, keys, values, 96, pages[2:], kv_start=32, return_lse=True
     )

@@ -1,4 +1,5 @@
-"""What bad input gets: its name, what was expected, what came; before run time where shapes decide."""
+"""What bad input gets: its name, what was expected, what came; before run time where shapes
+decide."""
 
 from __future__ import annotations
 
@@ -125,10 +126,11 @@ def test_what_is_no_array_is_a_type_error_that_names_it(name, value):
     message = f"{name}: expected an .*array of JAX or NumPy, got {type(value).__name__}"
     with pytest.raises(TypeError, match=message):
         pagefill.jax.prefill_page_attention(**arguments)
-    ragged = [arguments[name] for name in list(SHAPES)[:3]]
     if name in list(SHAPES)[:3]:
+        batch = [arguments[name] for name in list(SHAPES)[:3]]
+        batch += [np.array([0, 24]), 100, np.ones((1, 7), I32)]
         with pytest.raises(TypeError, match=message):
-            pagefill.jax.ragged_page_attention(*ragged, np.array([0, 24]), 100, np.ones((1, 7), I32))
+            pagefill.jax.ragged_page_attention(*batch)
         with pytest.raises(TypeError, match="lse_b: expected an array of JAX or NumPy"):
             pagefill.jax.merge_attention_states(*operands_of(problem())[:3], value)
 

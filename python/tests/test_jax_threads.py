@@ -1,4 +1,5 @@
-"""XLA's own threads: no others, no deadlock, and the default mode of floating point in all of them."""
+"""XLA's own threads: no others, no deadlock, and the default mode of floating point in all of
+them."""
 
 from __future__ import annotations
 

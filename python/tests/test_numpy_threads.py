@@ -135,7 +135,7 @@ def test_a_message_in_no_encoding_is_still_an_error(monkeypatch: pytest.MonkeyPa
     del arguments["backend"], arguments["num_threads"]
     arguments["query"] = arguments["query"][:64]
     monkeypatch.setenv("PAGEFILL_NUM_THREADS", "1")
-    pagefill.prefill_page_attention(**arguments)  # whether such calls are long is known from here on
+    pagefill.prefill_page_attention(**arguments)  # that such calls are long is known from here on
     monkeypatch.setitem(os.environb, b"PAGEFILL_BACKEND", b"\xff")
     for rows in (1, 64):
         part = arguments | {"query": arguments["query"][:rows]}

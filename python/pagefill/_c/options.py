@@ -41,7 +41,7 @@ def real(name: str, value: Any) -> float:
     """A number as float32. Its rule, as > 0, is the library's."""
     try:
         # Old NumPy takes an array of one for a number.
-        if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", 0):
+        if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", 0) != 0:
             raise TypeError
         return c_float(float(value)).value  # what is too large becomes an infinity
     except OverflowError:

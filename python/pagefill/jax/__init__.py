@@ -1,4 +1,5 @@
-"""Attention over a paged KV cache, for JAX arrays, inside jit, vmap, shard_map, scan and AOT compilation.
+"""Attention over a paged KV cache, for JAX arrays, inside jit, vmap, shard_map, scan and AOT
+compilation.
 
 Runs on the CPU, in XLA's own threads. Inference only: there is no gradient.
 """

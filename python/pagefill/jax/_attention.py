@@ -107,7 +107,8 @@ def _fold(
     numbers: Numbers,
     with_lse: bool,
 ) -> Batched:
-    """One ragged call for `size` calls; all that is a sequence's has the mapped dimension in front."""
+    """One ragged call for `size` calls; all that is a sequence's has the mapped dimension in
+    front."""
     query, lengths, table = (operands[name] for name in ("query", "context_lens", "page_table"))
     tokens = query.shape[1]
     if size * tokens > INT32_MAX:
@@ -172,7 +173,8 @@ def bind(
     numbers: Numbers,
     with_lse: bool,
 ) -> list[Array]:
-    """[output], or [output, lse]. Without query_starts the batch of one: context_len, page_indices."""
+    """[output], or [output, lse]. Without query_starts the batch of one: context_len,
+    page_indices."""
     given = {name: array for name in GIVEN if (array := optional.get(name)) is not None}
     arguments = [query, key_cache, value_cache, context_lens, page_table, *given.values()]
     results = attention_p.bind(*arguments, given=tuple(given), numbers=numbers, with_lse=with_lse)
@@ -180,4 +182,5 @@ def bind(
 
 
 attend = functools.partial(jax.jit, static_argnames=("numbers", "with_lse"), inline=True)(bind)
-"""bind for calls outside of jit as well: compiled once for each combination of shapes and options."""
+"""bind for calls outside of jit as well: compiled once for each combination of shapes and
+options."""

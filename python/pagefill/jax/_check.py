@@ -1,7 +1,8 @@
 """Shapes, dtypes and options, checked by the C library before there are any arrays.
 
-The rules stand in the library and nowhere else. It gets tensors with the shapes and dtypes of the call, at
-addresses where nothing is, and a batch of sequences without tokens, for which it reads no element.
+The rules stand in the library and nowhere else. It gets tensors with the shapes and dtypes of the
+call, at addresses where nothing is, and a batch of sequences without tokens, for which it reads no
+element.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def is_known(*avals: jax.core.ShapedArray) -> bool:
 
 
 def check_environment() -> None:
-    """Raises where PAGEFILL_BACKEND and its like hold what is unknown or not to be had. XLA's threads
-    are as many as they are, but a wrong PAGEFILL_NUM_THREADS is an error with JAX too."""
+    """Raises where PAGEFILL_BACKEND and its like hold what is unknown or not to be had. XLA's
+    threads are as many as they are, but a wrong PAGEFILL_NUM_THREADS is an error with JAX too."""
     check(lib.pagefill_choose_backend(None, ctypes.byref(structs.BackendChoice())))
 
 
@@ -139,7 +140,8 @@ def check_attention(
 def check_append(
     tensors: Sequence[jax.core.ShapedArray], optional: dict[str, jax.core.ShapedArray]
 ) -> None:
-    """Raises what pagefill_append_kv would say of the shapes and dtypes; no token, nothing is written."""
+    """Raises what pagefill_append_kv would say of the shapes and dtypes; no token, nothing is
+    written."""
     shapes = Shapes()
     names = ("keys", "values", "key_cache", "value_cache")
     untouched = [shapes.tensor(name, aval) for name, aval in zip(names, tensors[:4], strict=True)]

@@ -19,7 +19,8 @@ HANDLERS = {
 
 
 def register_handlers() -> None:
-    """Once, when pagefill.jax is imported. The handlers call the libpagefill that lies beside them."""
+    """Once, when pagefill.jax is imported. The handlers call the libpagefill that lies beside
+    them."""
     path = PATH.with_name("libpagefill_jax.so")
     if not path.is_file():
         raise ImportError(f"pagefill.jax: expected the XLA handlers at {path}, got no such file")

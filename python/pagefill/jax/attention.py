@@ -77,33 +77,36 @@ def prefill_page_attention(
 
     Args:
         query: [chunk_size, num_q_heads, head_dim] float32, bfloat16 or float16.
-        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], one of these dtypes, or int8,
-            float8_e4m3fn or float8_e5m2. The chunk's own keys are in it already (append_kv).
+        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], one of these dtypes, or
+            int8, float8_e4m3fn or float8_e5m2. The chunk's own keys are in it already (append_kv).
         value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
-        context_len: int32 [1] or [], or a Python integer: tokens in the context, the chunk's included.
+        context_len: int32 [1] or [], or a Python integer: tokens in the context, the chunk's
+            included.
         page_indices: int32 [num_pages]: the physical page of the sequence's logical page i.
         softmax_scale: multiplies the scores. Default: 1 / sqrt(head_dim).
         mask_value: at or below -1e4 masked keys are excluded; above it is added to their scores.
         attn_logits_soft_cap: > 0; s becomes cap * tanh(s / cap), before the mask.
         sliding_window: >= 1; a query sees at most that many keys, its own included.
-        sinks: float32 [num_q_heads]: a logit a head that takes part in the softmax, without a value.
+        sinks: float32 [num_q_heads]: a logit a head that takes part in the softmax, without a
+            value.
         kv_start: int32 [1] or [], or an integer: the position of the first slot of page_indices.
         key_scale, value_scale: float32 [1], [num_kv_heads] or [num_kv_heads, total_num_pages,
             page_size], of a quantised cache.
         return_lse: whether to return the log-sum-exp as well.
 
     Returns:
-        output [chunk_size, num_q_heads, v_head_dim], query's dtype; or (output, lse) with lse float32
-        [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf.
+        output [chunk_size, num_q_heads, v_head_dim], query's dtype; or (output, lse) with lse
+        float32 [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf.
 
-    Numbers are static; arrays may be traced, so that no new length or table compiles anew. NumPy arrays
-    of other integers than int32 are converted, where lengths and pages are not traced.
+    Numbers are static; arrays may be traced, so that no new length or table compiles anew. Lengths
+    and pages that are NumPy arrays of other integers are converted to int32.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number that breaks a rule, when the call is traced.
         NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited for;
-            ValueError where XLA ran the call in the calling thread. The message is the library's.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited
+            for; ValueError where XLA ran the call in the calling thread. The message is the
+            library's.
     """
     results = attend(
         array("query", query),

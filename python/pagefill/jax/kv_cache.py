@@ -65,8 +65,8 @@ def append_kv(
 ) -> tuple[jax.Array, ...]:
     """Caches in which the keys and values of new tokens stand in their slots.
 
-    JAX's arrays do not change, so the caches come back. They stay in place, without a copy, where they are
-    donated or die inside of a jitted function:
+    JAX's arrays do not change, so the caches come back. They stay in place, without a copy, where
+    they are donated or die inside of a jitted function:
 
         append = jax.jit(pagefill.jax.append_kv, donate_argnames=("key_cache", "value_cache"))
         key_cache, value_cache = append(keys, values, key_cache, value_cache, ...)
@@ -74,26 +74,30 @@ def append_kv(
     Args:
         keys: [total_tokens, num_kv_heads, head_dim] float32, bfloat16 or float16.
         values: [total_tokens, num_kv_heads, v_head_dim], keys' dtype.
-        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim]; a quantised dtype, or a float to
-            which keys are rounded.
+        key_cache: [num_kv_heads, total_num_pages, page_size, head_dim]; a quantised dtype, or a
+            float to which keys are rounded.
         value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
         query_starts: int32 [num_seqs + 1]: sequence s has the tokens from query_starts[s] to
             query_starts[s + 1].
         context_lens: int32 [num_seqs], the new tokens counted.
         page_table: int32 [num_seqs, max_pages].
         kv_start: int32 [num_seqs]: the position of the table's first slot.
-        key_scale, value_scale: float32, of a quantised cache: what to divide by, in attention's shapes.
-        chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size]: each new
-            slot's scale is chosen, and comes back in these. Not together with key_scale, value_scale.
+        key_scale, value_scale: float32, of a quantised cache: what to divide by, in attention's
+            shapes.
+        chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size]:
+            each new slot's scale is chosen, and comes back in these. Not together with key_scale,
+            value_scale.
 
     Returns:
         (key_cache, value_cache), and behind them the chosen scales that were given.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is traced.
+        ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is
+            traced.
         NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited for;
-            ValueError where XLA ran the call in the calling thread. The message is the library's.
+        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited
+            for; ValueError where XLA ran the call in the calling thread. The message is the
+            library's.
     """
     operands = (
         array("keys", keys),
