@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from . import shapes
-from .pagefill_c import BUILD
+from .machine import BUILD
 from .peers import PEERS
 
 HERE = Path(__file__).resolve().parent
@@ -68,11 +68,16 @@ def main() -> None:
         if getattr(arguments, option):
             passed += [f"--{option}", *getattr(arguments, option)]
 
+    # pagefill is not installed: its Python files, and the library that was built for this.
+    environment = os.environ | {
+        "PYTHONPATH": str(HERE.parent / "python"),
+        "PAGEFILL_LIBRARY": str(BUILD / "src" / "libpagefill.so"),
+    }
     results = []
     for threads in arguments.threads:
         results.append(BUILD / f"threads-{threads}.json")
         measure = [sys.executable, "-m", "bench.measure", "--threads", str(threads)]
-        run([*measure, "--output", results[-1], *passed])
+        run([*measure, "--output", results[-1], *passed], env=environment)
     one_token = BUILD / "one-token.txt"
     with one_token.open("w") as lines:
         run([HERE / "one_token.sh"], stdout=lines)

@@ -11,8 +11,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from .pagefill_c import BUILD
-
+BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
 VECTOR_FLAGS = (
     "sse4_2 avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 "
     "asimd sve sve2 bf16"

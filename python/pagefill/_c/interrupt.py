@@ -77,7 +77,8 @@ def _run_apart(
         try:
             order.append("call")
             if order[0] == "call":
-                status = function(*arguments, structs.cancellable(context, addressof(cancel)))
+                cancellable = structs.of_one_call(context, cancel=addressof(cancel))
+                status = function(*arguments, cancellable)
                 done.append(error(status, NAMES) if status else None)
         except BaseException as exception:
             done.append(exception)  # else the main thread would wait for good

@@ -71,8 +71,11 @@ class OptionFlag:
 _OPTIONS = Struct("@NI3fq4P")
 _APPEND_OPTIONS = Struct("@N5P")
 _COPY_OPTIONS = Struct("@N2P")
-_CONTEXT = Struct("@Ni4PN2P")  # ends with cancel
-_POINTER = Struct("@P")
+# pagefill_context: what is chosen, and what belongs to one call.
+_CONTEXT_CHOICE = Struct("@Ni3P")
+_CONTEXT_CALL = Struct("@PN2P")
+_NO_CALL = _CONTEXT_CALL.pack(0, 0, 0, 0)
+_CONTEXT_SIZE = _CONTEXT_CHOICE.size + _CONTEXT_CALL.size
 
 
 class Held(bytes):
@@ -157,16 +160,23 @@ def context(
         return None
     names = tuple(None if name is None else name.encode() for name in (backend, cpu_target))
     pointers = map(_address, names)
-    packed = Held(_CONTEXT.pack(_CONTEXT.size, num_threads, *pointers, 0, 0, 0, 0, 0))
+    packed = Held(_CONTEXT_CHOICE.pack(_CONTEXT_SIZE, num_threads, *pointers, 0) + _NO_CALL)
     packed.owner = names
     return packed
 
 
-def cancellable(packed: bytes | None, cancel: int) -> bytes:
-    """The same context (None: the default) with the address of an int32 that ends the call."""
-    if packed is None:
-        return Held(_CONTEXT.pack(_CONTEXT.size, 0, 0, 0, 0, 0, 0, 0, cancel))
-    whole = Held(packed[: _CONTEXT.size - _POINTER.size] + _POINTER.pack(cancel))
+def of_one_call(
+    packed: bytes | None,
+    workspace: int = 0,
+    workspace_size: int = 0,
+    report: int = 0,
+    cancel: int = 0,
+) -> bytes:
+    """The same context (None: the default) with the addresses of scratch memory, of a CallReport
+    to fill in, and of an int32 that ends the call."""
+    choice = packed or _CONTEXT_CHOICE.pack(_CONTEXT_SIZE, 0, 0, 0, 0)
+    call = _CONTEXT_CALL.pack(workspace, workspace_size, report, cancel)
+    whole = Held(choice[: _CONTEXT_CHOICE.size] + call)
     whole.owner = packed
     return whole
 
@@ -206,6 +216,17 @@ class BackendChoice(Sized):
         ("backend", c_char_p),
         ("target", c_char_p),
         ("reason", c_char_p),
+    ]
+
+
+class CallReport(Sized):
+    """pagefill_call_report."""
+
+    _fields_ = [
+        ("num_threads", c_int32),
+        ("backend", c_char_p),
+        ("target", c_char_p),
+        ("workspace_bytes", c_size_t),
     ]
 
 

@@ -3,7 +3,6 @@ int32 by the rules of the NumPy face, where JAX would cut them to their lowest b
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -12,15 +11,20 @@ import numpy as np
 from pagefill._c import options
 from pagefill._c.structs import INT32_MAX
 
-# A call outside of jit asks some ten times: isinstance of jax.Array takes 0.3 us in JAX 0.5.
-@functools.lru_cache(maxsize=256)
-def _is_jax(kind: type) -> bool:
-    return issubclass(kind, (jax.Array, jax.core.Tracer))
+_JAX: dict[type, bool] = {}
+
+
+def _is_jax(value: Any) -> bool:
+    """A call outside of jit asks some ten times, and isinstance of jax.Array takes up to 0.3 us."""
+    kind = type(value)
+    if kind not in _JAX:
+        _JAX[kind] = issubclass(kind, (jax.Array, jax.core.Tracer))
+    return _JAX[kind]
 
 
 def array(name: str, value: Any, expected: str = "an array of JAX or NumPy") -> Any:
     """The array as it is, traced or not."""
-    if not _is_jax(type(value)) and not isinstance(value, (np.ndarray, np.generic)):
+    if not _is_jax(value) and not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     return value
 
@@ -32,7 +36,7 @@ def given(**arrays: Any) -> dict[str, Any]:
 
 def lengths(name: str, value: Any) -> Any:
     """Lengths or positions; one number is an array of one."""
-    if _is_jax(type(value)):
+    if _is_jax(value):
         return value if value.ndim else value.reshape(1)
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
@@ -46,7 +50,7 @@ def lengths(name: str, value: Any) -> Any:
 
 def pages(name: str, value: Any) -> Any:
     """Page numbers."""
-    if _is_jax(type(value)):
+    if _is_jax(value):
         return value
     value = array(name, value)
     return options.int32_pages(name, value) if _has_other_integers(value) else value
