@@ -81,10 +81,6 @@ Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
     return invalid_argument(fmt::format("{}: expected shape {}, got {}", name,
                                         expected_shapes(shapes), shape_string(view)));
   }
-  if (view.device.type != DeviceType::kCpu) {
-    return Status(StatusCode::kUnsupported,
-                  fmt::format("{}: expected memory of the CPU, got memory of a CUDA device", name));
-  }
   for (int i = 0; i < view.rank; ++i) {
     if (view.strides[i] < 0) {
       return invalid_argument(fmt::format(
@@ -107,6 +103,31 @@ Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
                                         shape_string(view)));
   }
   return {};
+}
+
+std::string device_string(Device device) {
+  return device.type == DeviceType::kCpu ? "the CPU" : fmt::format("CUDA device {}", device.index);
+}
+
+Status check_same_device(std::initializer_list<NamedTensor> tensors) {
+  const NamedTensor& first = *tensors.begin();
+  for (const NamedTensor& tensor : tensors) {
+    if (!tensor.view.given() || tensor.view.device == first.view.device) continue;
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("{}: expected memory of {}, where {} is, got memory of {}",
+                              tensor.name, device_string(first.view.device), first.name,
+                              device_string(tensor.view.device)));
+  }
+  return {};
+}
+
+Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view) {
+  if (view.device.type == DeviceType::kCpu) return {};
+  return Status(
+      StatusCode::kUnsupported,
+      fmt::format("{}: expected memory of the CPU, as {} does not run on memory of a CUDA "
+                  "device yet, got memory of {}",
+                  name, call, device_string(view.device)));
 }
 
 Status check_dtype(std::string_view name, const TensorView& view,

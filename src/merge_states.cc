@@ -151,8 +151,15 @@ Status merge_attention_states(const TensorView& output_a, const TensorView& lse_
                               const TensorView& output_b, const TensorView& lse_b,
                               const AttentionOutput& merged, const Context& context) {
   const State a{output_a, lse_a}, b{output_b, lse_b};
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"output_a", output_a},
+                                              {"lse_a", lse_a},
+                                              {"output_b", output_b},
+                                              {"lse_b", lse_b},
+                                              {"merged_output", merged.output},
+                                              {"merged_lse", merged.lse}}));
+  PAGEFILL_RETURN_IF_ERROR(check_memory_of_cpu("merge_attention_states", "output_a", output_a));
   PAGEFILL_RETURN_IF_ERROR(check_states(a, b, merged));
-  const Result<Selection> where = select_backend(context);
+  const Result<Selection> where = select_backend(context, output_a.device.type);
   if (!where.ok()) return where.status();
 
   const MergeRow merge = merge_row_of(output_a.dtype);

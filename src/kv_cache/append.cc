@@ -115,6 +115,19 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                  const TensorView& query_starts, const TensorView& context_lens,
                  const TensorView& page_table, const AppendOptions& options,
                  const Context& context) {
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
+                                              {"value_cache", value_cache},
+                                              {"keys", keys},
+                                              {"values", values},
+                                              {"query_starts", query_starts},
+                                              {"context_lens", context_lens},
+                                              {"page_table", page_table},
+                                              {"kv_start", options.kv_start},
+                                              {"key_scale", options.key_scale},
+                                              {"value_scale", options.value_scale},
+                                              {"chosen_key_scale", options.chosen_key_scale},
+                                              {"chosen_value_scale", options.chosen_value_scale}}));
+  PAGEFILL_RETURN_IF_ERROR(check_memory_of_cpu("append_kv", "key_cache", key_cache));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_tokens(keys, values, key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_scales(key_cache, value_cache, options));
@@ -148,7 +161,7 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                                           {"kv_start", options.kv_start},
                                           {"key_scale", options.key_scale},
                                           {"value_scale", options.value_scale}}));
-  const Result<Selection> where = select_backend(context);
+  const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
 
   const int64_t num_kv_heads = key_cache.shape[0];
