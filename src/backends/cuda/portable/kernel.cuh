@@ -1,0 +1,219 @@
+// The forward kernel from top to bottom; its parts are in the files beside it.
+#pragma once
+
+#include <limits>
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/portable/finish.cuh"
+
+namespace pagefill::cuda {
+
+__device__ __forceinline__ int element_size_of(DType dtype) {
+  return dtype == DType::kFloat32                                ? 4
+         : dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2
+                                                                 : 1;
+}
+
+// Which keys a task's rows take: `any` row, and `all` rows alike.
+struct TaskRanges {
+  KeyRange any, all_attended, all_visible;
+};
+
+__device__ __forceinline__ TaskRanges task_ranges(const Arguments& a, const Task& task) {
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t first = task.first_row / a.group;
+  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+  TaskRanges ranges{
+      a.mask.attended(seq, first, last + 1),
+      intersect(a.mask.attended(seq, seq.position(first)),
+                a.mask.attended(seq, seq.position(last))),
+      intersect(a.mask.visible(seq, seq.position(first)), a.mask.visible(seq, seq.position(last)))};
+  if (task.segment >= 0) {
+    const int64_t begin = int64_t{task.segment} * kSegmentKv;
+    ranges.any = intersect(ranges.any, {begin, begin + kSegmentKv});
+  }
+  return ranges;
+}
+
+template <class C>
+__device__ __forceinline__ void find_rows(const Arguments& a, const Task& task,
+                                          const Place<C>& place, Row (&rows)[2]) {
+  const SequenceGeometry seq = task.plan->geometry();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    // A row that is not there does as the last one.
+    const int64_t row = task.first_row + min(place.row(r), task.num_rows - 1);
+    const int64_t position = seq.position(row / a.group);
+    rows[r].attended = row_keys(a.mask.attended(seq, position));
+    rows[r].visible = row_keys(a.mask.visible(seq, position));
+  }
+}
+
+// One KV tile: scores, weights, values.
+template <class C>
+__device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
+                                         const Place<C>& place, const TaskKeys& keys, int tile,
+                                         int32_t& entry_ahead, bool must_select, bool must_mask,
+                                         bool is_active, Pipeline<C>& pipeline, Block<C>& block) {
+  const TileTable& table = shared.tables[tile % kTables];
+  float scores[C::kScoreCols][4] = {};
+#pragma unroll 1
+  for (int i = 0; i < pipeline.key_pieces; ++i) {
+    char* piece = pipeline.next();
+    if (i == 0) {
+      fill_table<C>(a, keys, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
+      entry_ahead = read_entry(a, keys, tile + 3);
+    }
+    piece = staged<C, typename C::Element>(a, shared, pipeline.element_size, piece);
+    if (!is_active) continue;
+    const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
+    const int row_elements = query_row<C>(a.keys.dim);
+    const auto* const queries = shared.queries + place.warp_row * row_elements;
+    if constexpr (C::kIsFloat) {
+      add_scores_float<C>(scores, queries + i * C::kPiece, row_elements, num_dims,
+                          reinterpret_cast<const float*>(piece), place.first_score_col());
+    } else {
+      add_scores_mma<C>(scores, ptx::shared_address(queries), row_elements * 2, i * C::kPiece / 8,
+                        num_dims, ptx::shared_address(piece), place.first_score_col());
+    }
+  }
+  uint32_t packed[kTileKv / 16][4];
+  if (is_active) {
+    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+    scale_scores<C>(a, table, first_key, scores);
+    if (must_mask || (table.is_bad[0] | table.is_bad[1]) != 0) {
+      mask_scores<C>(a, table, tile_begin, first_key, block.rows, scores);
+    }
+    softmax<C>(a, shared.exchange, block.rows, block.sums, block.output, scores);
+    if constexpr (C::kIsStaged) {
+      scale_weights<C>(table, tile_begin, first_key, must_mask, block.rows, scores);
+    }
+    place_weights<C>(place, shared, scores, packed);
+  }
+  add_values<C, 0>(a, shared, place, pipeline, block, packed, is_active, must_select,
+                   tile * kTileKv);
+}
+
+template <class C>
+__device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared,
+                                         const Task& task) {
+  const Place<C> place;
+  const TaskRanges ranges = task_ranges(a, task);
+  const TaskKeys keys{task.sequence, task.plan->kv_start, static_cast<int32_t>(ranges.any.begin),
+                      static_cast<int32_t>(ranges.any.end), task.kv_head};
+  const int first_tile = keys.begin / kTileKv;
+  const int end_tile = ranges.any.empty() ? first_tile : (keys.end + kTileKv - 1) / kTileKv;
+  const bool is_active = place.warp_row < task.num_rows;
+
+  Block<C> block;
+  clear<C>(block.output);
+  find_rows<C>(a, task, place, block.rows);
+  fill_table<C>(a, keys, first_tile, read_entry(a, keys, first_tile),
+                shared.tables[first_tile % kTables]);
+  fill_table<C>(a, keys, first_tile + 1, read_entry(a, keys, first_tile + 1),
+                shared.tables[(first_tile + 1) % kTables]);
+  int32_t entry_ahead = read_entry(a, keys, first_tile + 2);
+  load_queries<C>(a, task.plan->query_start, task.kv_head, task.first_row, task.num_rows,
+                  shared.queries);
+  __syncthreads();
+
+  const int first_col = task.value_part * C::kValueCols;
+  Pipeline<C> pipeline{a,
+                       shared,
+                       element_size_of(a.cache_dtype),
+                       (a.keys.dim + C::kPiece - 1) / C::kPiece,
+                       (min(C::kValueCols, a.values.dim - first_col) + C::kPiece - 1) / C::kPiece,
+                       first_col,
+                       first_tile};
+  pipeline.end_tile = end_tile;
+  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue();
+
+  constexpr int kSegmentTiles = kSegmentKv / kTileKv;
+  bool is_first = true;
+#pragma unroll 1
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    const KeyRange tile_keys =
+        intersect(ranges.any, {int64_t{tile} * kTileKv, int64_t{tile} * kTileKv + kTileKv});
+    // Keys of the tile that some row takes and some does not: their values must not reach the latter.
+    const bool must_select = intersect(tile_keys, ranges.all_attended).size() != tile_keys.size();
+    const bool must_mask = intersect(tile_keys, ranges.all_visible).size() != kTileKv;
+    add_tile<C>(a, shared, place, keys, tile, entry_ahead, must_select, must_mask, is_active,
+                pipeline, block);
+    const bool is_last = tile + 1 == end_tile;
+    if (is_last || tile % kSegmentTiles == kSegmentTiles - 1) {
+      end_segment<C>(a, shared.exchange, block, is_first, is_last);
+      is_first = false;
+    }
+  }
+  ptx::wait_for_copies<0>();
+  if (task.segment >= 0) {
+    write_partial<C>(a, task, place, block);
+  } else {
+    write_output<C>(a, task, place, block);
+  }
+}
+
+// The rows of tokens [begin, end), all heads: what lengths that make no sense come to.
+__device__ inline void write_nan(const Arguments& a, int64_t first_token, int64_t num_rows,
+                                 int first_head, int num_heads, int64_t thread, int64_t step) {
+  const int pairs = a.values.dim / 2;
+  for (int64_t i = thread; i < num_rows * num_heads * pairs; i += step) {
+    const int64_t row = i / pairs, token = first_token + row / num_heads;
+    const int q_head = first_head + static_cast<int>(row % num_heads);
+    const int column = static_cast<int>(i % pairs) * 2;
+    store_pair(a, token, q_head, column, kNaN, kNaN);
+    if (column == 0) store_lse(a, token, q_head, kNaN);
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, C::kMinBlocks)
+    forward(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(128) char memory[];
+  __shared__ long long shared_task;
+  ScheduleHeader& header = *a.workspace.header;
+  if (header.is_bad) {
+    write_nan(a, 0, a.total_tokens, 0, a.num_q_heads, int64_t{blockIdx.x} * kThreads + threadIdx.x,
+              int64_t{gridDim.x} * kThreads);
+    return;
+  }
+  const Shared<C> shared(memory, a, element_size_of(a.cache_dtype));
+  const long long num_tasks = header.num_tasks;
+  long long next = 0;
+  if (threadIdx.x == 0) shared_task = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
+  __syncthreads();
+  for (long long index = shared_task; index < num_tasks; index = shared_task) {
+    // Asked for early: the answer is there when the task is done.
+    if (threadIdx.x == 0) next = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
+    const Task task = find_task(a, index);
+    if (!task.plan->is_bad) {
+      run_task<C>(a, shared, task);
+    } else if (task.value_part == 0) {
+      const int64_t first = task.first_row / a.group;
+      const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+      write_nan(a, task.plan->query_start + first, last - first + 1, task.kv_head * a.group,
+                a.group, threadIdx.x, kThreads);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) shared_task = next;
+    __syncthreads();
+  }
+}
+
+// A row of the table of kernels.
+template <class C>
+ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
+  return {
+      query_dtype,
+      cache,
+      C::kValueCols,
+      C::kKeyWarps == 1 ? Tile::kManyRows : Tile::kFewRows,
+      C::kMinBlocks,
+      C::kOutputCols,
+      reinterpret_cast<const void*>(&forward<C>),
+      [](int tile_rows, int head_dim, int cache_element_size) {
+        return static_cast<size_t>(shared_layout<C>(tile_rows, head_dim, cache_element_size).size);
+      }};
+}
+
+}  // namespace pagefill::cuda

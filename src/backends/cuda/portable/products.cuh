@@ -1,0 +1,221 @@
+// The two products of a piece: scores += queries * keys^T, and output += weights * values. Each number is
+// one chain of additions in a fixed order, whatever rows surround it.
+//
+// Both ways hold scores and outputs as mma.m16n8k16 does: of each column of 8, lane l has rows l / 4 and
+// l / 4 + 8 of the warp's 16, at columns 2 * (l % 4) and the next.
+#pragma once
+
+#include "backends/cuda/portable/stage.cuh"
+
+namespace pagefill::cuda {
+
+// What of a row's keys takes part; of each thread's two rows.
+struct RowKeys {
+  int32_t begin, end;  // attended
+  __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
+};
+
+// ---- 16-bit numbers: tensor cores.
+
+// scores += queries * keys of one piece; `queries` begins at the warp's rows, `first_chunk` is the piece's
+// first chunk of a query row.
+template <class C>
+__device__ __forceinline__ void add_scores_mma(float (&scores)[C::kScoreCols][4], uint32_t queries,
+                                               int query_row_bytes, int first_chunk, int num_dims,
+                                               uint32_t keys, int first_col) {
+  using T = typename C::Element;
+  const int lane = threadIdx.x % 32;
+  const int steps = (num_dims + 15) / 16;
+  // Matrices of a: rows 0-7 and 8-15 of the first 8 dims, then of the next 8.
+  const int a_row = lane % 16, a_chunk = lane / 16;
+  // Matrices of b: keys 0-7 at dims 0-7 and 8-15, then keys 8-15.
+  const int b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+#pragma unroll
+  for (int step = 0; step < C::kPiece / 16; ++step) {
+    if (step >= steps) break;
+    uint32_t q[4];
+    ptx::load_matrices(q, queries + a_row * query_row_bytes +
+                              swizzled(first_chunk + step * 2 + a_chunk, a_row) * 16);
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; col += 2) {
+      const int row = (first_col + col) * 8 + b_row;
+      uint32_t k[4];
+      ptx::load_matrices(k, keys + row * C::kPiece * 2 + swizzled(step * 2 + b_chunk, row) * 16);
+      ptx::mma<T>(scores[col], q, k[0], k[1]);
+      ptx::mma<T>(scores[col + 1], q, k[2], k[3]);
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float value_of(uint32_t bits);
+template <>
+__device__ __forceinline__ float value_of<__nv_bfloat16>(uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+template <>
+__device__ __forceinline__ float value_of<__half>(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+template <typename T>
+inline constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+
+// The pair with zeros in place of infinities and NaN.
+template <typename T>
+__device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
+  constexpr uint32_t kLow = kExponent<T>, kHigh = kExponent<T> << 16;
+  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
+  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
+  return pair;
+}
+
+// What infinities and NaN among the values add to the rows that see them: 0 * inf, in a row that does not
+// see the key, must not be. Rare, so one key after another.
+template <class C, int kPiece>
+__device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
+                                               const uint32_t (&weights)[kTileKv / 16][4],
+                                               const char* values, int first_col, int32_t first_key,
+                                               const RowKeys (&rows)[2]) {
+  using T = typename C::Value;
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int key = 0; key < kTileKv; ++key) {
+    uint32_t low = 0, high = 0;
+#pragma unroll
+    for (int half = 0; half < kTileKv / 8; ++half) {
+      // By masks: of an index the compiler would make an array in local memory.
+      const uint32_t mask = half == key / 8 ? ~0u : 0u;
+      low |= weights[half / 2][half % 2 * 2] & mask;
+      high |= weights[half / 2][half % 2 * 2 + 1] & mask;
+    }
+    const int owner = (lane & ~3) | (key % 8 / 2), shift = key % 2 * 16;
+    const float w0 = value_of<T>(__shfl_sync(~0u, low, owner) >> shift & 0xffffu);
+    const float w1 = value_of<T>(__shfl_sync(~0u, high, owner) >> shift & 0xffffu);
+    const bool sees0 = rows[0].contains(first_key + key), sees1 = rows[1].contains(first_key + key);
+#pragma unroll
+    for (int col = 0; col < C::kPieceCols; ++col) {
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(
+          values + key * C::kPiece * 2 + swizzled(first_col + col, key) * 16 + lane % 4 * 4);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const uint32_t bits = pair >> (16 * e) & 0xffffu;
+        if ((bits & kExponent<T>) != kExponent<T>) continue;
+        float(&o)[4] = output[kPiece * C::kPieceCols + col];
+        if (sees0) o[e] = __fmaf_rn(w0, value_of<T>(bits), o[e]);
+        if (sees1) o[2 + e] = __fmaf_rn(w1, value_of<T>(bits), o[2 + e]);
+      }
+    }
+  }
+}
+
+// output += weights * values of piece kPiece: `weights` in the places of mma's a, for each 16 keys.
+template <class C, int kPiece>
+__device__ __forceinline__ void add_values_mma(float (&output)[C::kOutputCols][4],
+                                               const uint32_t (&weights)[kTileKv / 16][4],
+                                               uint32_t values, int num_dims, int first_col) {
+  using T = typename C::Value;
+  const int lane = threadIdx.x % 32;
+  // Matrices: keys 0-7 and 8-15 at columns 0-7, then at columns 8-15.
+  const int b_row = lane % 16, b_chunk = lane / 16;
+#pragma unroll
+  for (int step = 0; step < kTileKv / 16; ++step) {
+#pragma unroll
+    for (int col = 0; col < C::kPieceCols; col += 2) {
+      if ((first_col + col) * 8 >= num_dims) break;
+      const int row = step * 16 + b_row;
+      uint32_t v[4];
+      ptx::load_matrices_transposed(
+          v, values + row * C::kPiece * 2 + swizzled(first_col + col + b_chunk, row) * 16);
+      ptx::mma<T>(output[kPiece * C::kPieceCols + col], weights[step], v[0], v[1]);
+      ptx::mma<T>(output[kPiece * C::kPieceCols + col + 1], weights[step], v[2], v[3]);
+    }
+  }
+}
+
+// Whether this thread's share of a piece holds an infinity or a NaN.
+template <class C>
+__device__ __forceinline__ bool finds_not_finite(const char* values) {
+  using T = typename C::Value;
+  bool found = false;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 8; i += kThreads) {
+    const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
+    for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
+      found |= pair != finite_pair<T>(pair);
+  }
+  return found;
+}
+
+// Zeros in their places.
+template <class C>
+__device__ __forceinline__ void remove_not_finite(char* values) {
+  using T = typename C::Value;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 2; i += kThreads) {
+    uint32_t& pair = reinterpret_cast<uint32_t*>(values)[i];
+    pair = finite_pair<T>(pair);
+  }
+}
+
+// ---- float32: multiply-adds.
+
+template <class C>
+__device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][4],
+                                                 const float* queries, int query_row_elements,
+                                                 int num_dims, const float* keys, int first_col) {
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  const float* const q0 = queries + group * query_row_elements;
+  const float* const q1 = q0 + 8 * query_row_elements;
+  const float* const k = keys + (first_col * 8 + pair) * C::kPieceRow;
+#pragma unroll 2
+  for (int d = 0; d < num_dims; d += 4) {
+    const float4 a[2] = {*reinterpret_cast<const float4*>(q0 + d),
+                         *reinterpret_cast<const float4*>(q1 + d)};
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const float* const row = k + col * 8 * C::kPieceRow + d;
+      const float4 b[2] = {*reinterpret_cast<const float4*>(row),
+                           *reinterpret_cast<const float4*>(row + C::kPieceRow)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& s = scores[col][e];
+        s = __fmaf_rn(a[e / 2].x, b[e % 2].x, s);
+        s = __fmaf_rn(a[e / 2].y, b[e % 2].y, s);
+        s = __fmaf_rn(a[e / 2].z, b[e % 2].z, s);
+        s = __fmaf_rn(a[e / 2].w, b[e % 2].w, s);
+      }
+    }
+  }
+}
+
+// `weights` begins at the warp's rows. Where some row does not see some key, `must_select`: its value is
+// then left out, whatever it is.
+template <class C, int kPiece>
+__device__ __forceinline__ void add_values_float(float (&output)[C::kOutputCols][4],
+                                                 const float* weights, const float* values,
+                                                 int first_col, bool must_select, int32_t first_key,
+                                                 const RowKeys (&rows)[2]) {
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  const float* const w0 = weights + group * C::kWeightsRow;
+  const float* const w1 = w0 + 8 * C::kWeightsRow;
+#pragma unroll 2
+  for (int key = 0; key < kTileKv; ++key) {
+    const bool sees[2] = {!must_select || rows[0].contains(first_key + key),
+                          !must_select || rows[1].contains(first_key + key)};
+    const float w[2] = {w0[key], w1[key]};
+    const float* const row = values + key * C::kPieceRow + first_col * 8 + pair;
+#pragma unroll
+    for (int col = 0; col < C::kPieceCols; ++col) {
+      const float2 v = *reinterpret_cast<const float2*>(row + col * 8);
+      float(&o)[4] = output[kPiece * C::kPieceCols + col];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        o[2 * r] = __fmaf_rn(w[r], sees[r] ? v.x : 0.0f, o[2 * r]);
+        o[2 * r + 1] = __fmaf_rn(w[r], sees[r] ? v.y : 0.0f, o[2 * r + 1]);
+      }
+    }
+  }
+}
+
+}  // namespace pagefill::cuda
