@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "device_call.h"
 #include "support/conformance.h"
 #include "support/elements.h"
 #include "support/oracle.h"
@@ -155,7 +156,10 @@ TEST(Quantised, ScalesMayLieBehindTheirRowsInTheCache) {
                      {pages * slots * kRow / 4, slots * kRow / 4, kRow / 4});
     }
     ASSERT_TRUE(call(plain, where).ok());
-    const Status status = call(fused, where);
+    const Status status =
+        cli::ragged_from_host(fused.query, fused.key_cache, fused.value_cache, fused.query_starts,
+                              fused.context_lens, fused.page_table, fused.options, fused.output,
+                              {.backend = where.backend, .cpu_target = where.target});
     ASSERT_TRUE(status.ok()) << status.message();
     EXPECT_EQ(std::memcmp(plain.output_memory.data(), fused.output_memory.data(),
                           static_cast<size_t>(plain.output_memory.size())),
@@ -177,7 +181,7 @@ TEST(Quantised, EveryCodeOfAValueIsReadExactly) {
       AttentionOptions options;
       options.value_scale = scale;
       const Status status =
-          prefill_page_attention({query.data(), {1, 1, 8}}, {key.data(), dtype, {1, 1, 1, 8}},
+          cli::prefill_from_host({query.data(), {1, 1, 8}}, {key.data(), dtype, {1, 1, 1, 8}},
                                  {codes.data(), dtype, {1, 1, 1, 256}}, context_len, page_indices,
                                  options, MutableTensorView(output.data(), {1, 1, 256}),
                                  {.backend = where.backend, .cpu_target = where.target});
@@ -210,7 +214,7 @@ TEST(Quantised, EveryFiniteCodeOfAKeyIsReadExactly) {
       AttentionOptions options;
       options.softmax_scale = 1.0f;
       options.key_scale = scale;
-      const Status status = prefill_page_attention(
+      const Status status = cli::prefill_from_host(
           {query.data(), {1, 256, 256}}, {codes.data(), dtype, {1, 1, 1, 256}},
           {value.data(), dtype, {1, 1, 1, 8}}, context_len, page_indices, options,
           {MutableTensorView(output.data(), {1, 256, 8}), MutableTensorView(lse.data(), {1, 256})},

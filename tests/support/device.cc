@@ -1,5 +1,6 @@
 #include "support/device.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace pagefill::testing {
@@ -39,9 +40,9 @@ std::byte* DeviceCopies::take(size_t size, size_t alignment) {
   return memory_.data() + at;
 }
 
-std::byte* DeviceCopies::copy(const void* host, size_t size) {
+std::byte* DeviceCopies::copy(const void* host, size_t size, size_t reserved) {
   const size_t misalignment = reinterpret_cast<uintptr_t>(host) % kGap;
-  std::byte* const device = take(size + misalignment) + misalignment;
+  std::byte* const device = take(std::max(size, reserved) + misalignment) + misalignment;
   check(cli::copy_to_device(device, host, size));
   return device;
 }
@@ -54,7 +55,8 @@ DeviceArguments::DeviceArguments(const Arguments& host) : host_(host) {
 
   const auto add = [&](const GuardedBuffer& buffer) {
     const auto size = static_cast<size_t>(buffer.size());
-    moved_.push_back({buffer.data(), buffer.size(), copies_.copy(buffer.data(), size)});
+    moved_.push_back({buffer.data(), buffer.size(),
+                      copies_.copy(buffer.data(), size, static_cast<size_t>(buffer.reserved()))});
   };
   for (const GuardedBuffer& buffer : host.memory) add(buffer);
   add(host.output_memory);
@@ -78,6 +80,7 @@ void DeviceArguments::move(View& view) const {
       return;
     }
   }
+  throw std::runtime_error("a view names memory that the arguments do not own");
 }
 
 Status DeviceArguments::copy_back() const {

@@ -17,8 +17,8 @@ class DeviceCopies {
   DeviceCopies& operator=(const DeviceCopies&) = delete;
   ~DeviceCopies();
 
-  // The copy keeps the address modulo 256 bytes.
-  std::byte* copy(const void* host, size_t size);
+  // The copy keeps the address modulo 256 bytes. `reserved` bytes are its own.
+  std::byte* copy(const void* host, size_t size, size_t reserved = 0);
   std::byte* take(size_t size, size_t alignment = 256);
 
  private:

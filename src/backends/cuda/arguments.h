@@ -89,6 +89,7 @@ struct Arguments {
   int tile_rows = 0;        // rows of a row tile
   int num_blocks = 0;       // of the forward kernel
   DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
+  int cache_element_size = 0;
 
   // Scores in units of log2: s = score_factor * dot, or cap_factor * tanh(score_factor * dot).
   float score_factor = 0;
@@ -96,7 +97,7 @@ struct Arguments {
   float mask_value = 0;  // in units of log2, where masked keys count
   // Weights are 2^weight_shift times what they should be until the row is written: float16 has 2^-24 as its
   // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
-  float weight_shift = 0;
+  int weight_shift = 0;
   MaskRule mask;
 };
 

@@ -20,7 +20,7 @@ using cuda::Plan;
 using cuda::Rows;
 
 constexpr float kLog2E = std::numbers::log2e_v<float>;
-constexpr float kFloat16WeightShift = 15;
+constexpr int kFloat16WeightShift = 15;
 
 // The widest vector that every row of the tensor begins at a multiple of: 16, 8, 4, 2 or 1 bytes.
 int vector_bytes(const TensorView& view) {
@@ -96,6 +96,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.num_blocks = plan.num_blocks;
   a.query_dtype = p.query.dtype;
   a.cache_dtype = p.key_cache.dtype;
+  a.cache_element_size = static_cast<int>(dtype_size(p.key_cache.dtype));
 
   a.score_factor = p.softmax_scale * kLog2E;
   if (p.attn_logits_soft_cap) {

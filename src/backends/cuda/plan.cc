@@ -10,6 +10,9 @@
 namespace pagefill::cuda {
 namespace {
 
+// More than the kernels have beside what is asked for at the launch.
+constexpr int kStaticSharedBytes = 512;
+
 const ForwardKernel* find_kernel(const Problem& p, Tile tile) {
   const bool is_half = p.query.dtype != DType::kFloat32;
   DType dtype = DType::kFloat32;
@@ -53,6 +56,7 @@ Status fit_shared_memory(const Problem& p, Plan& plan) {
   PAGEFILL_RETURN_IF_ERROR(cuda_status(
       "cudaDeviceGetAttribute",
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device.index)));
+  most -= kStaticSharedBytes;
   const auto element_size = static_cast<int>(dtype_size(p.key_cache.dtype));
   for (int rows = plan.tile_rows; rows >= kWarpRows; rows /= 2) {
     plan.tile_rows = rows;

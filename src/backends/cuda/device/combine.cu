@@ -58,10 +58,13 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
       const Ending end = end_row(a, total, q_head);
       if (first == 0 && lane == 0) store_lse(a, token, q_head, end.lse);
       if (!has_column) continue;
-      for (int d = 0; d < kLaneCols; d += 2) {
-        store_pair(a, token, q_head, column + d, end_value(values[d], end),
-                   end_value(values[d + 1], end));
-      }
+      const int64_t at = output_offset(a, token, q_head) + column;
+      with_output_type<float>(a.query_dtype, [&](auto type) {
+        for (int d = 0; d < kLaneCols; d += 2) {
+          store_pair<decltype(type)>(a.output, at + d, end_value(values[d], end),
+                                     end_value(values[d + 1], end));
+        }
+      });
     }
   }
 }
@@ -69,8 +72,10 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
 }  // namespace
 
 cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream) {
-  combine<<<num_blocks, kCombineThreads, 0, stream>>>(a);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Arguments*>(&a)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&combine),
+                          dim3(static_cast<unsigned>(num_blocks)), dim3(kCombineThreads), arguments,
+                          0, stream);
 }
 
 }  // namespace pagefill::cuda

@@ -130,8 +130,9 @@ __global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_consta
 }  // namespace
 
 cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream) {
-  schedule<<<1, kScheduleThreads, 0, stream>>>(a);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Arguments*>(&a)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&schedule), dim3(1), dim3(kScheduleThreads),
+                          arguments, 0, stream);
 }
 
 }  // namespace pagefill::cuda

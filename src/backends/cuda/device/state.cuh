@@ -8,6 +8,7 @@
 #include <math_constants.h>
 
 #include <limits>
+#include <type_traits>
 
 #include "backends/cuda/arguments.h"
 #include "backends/cuda/ptx/mma.h"
@@ -54,13 +55,15 @@ __device__ __forceinline__ Ending end_row(const Arguments& a, RowState row, int 
     values_factor = ptx::exp2_approx(row.max - reference);
     // 2^weight_shift times the weight: a power of two, exactly.
     const float weight =
-        __fmul_rn(ptx::exp2_approx(sink - reference), ptx::exp2_approx(a.weight_shift));
+        __fmul_rn(ptx::exp2_approx(sink - reference), scalbnf(1.0f, a.weight_shift));
     row.sum = __fmaf_rn(row.sum, values_factor, weight);
     row.max = max;
   }
   if (row.sum == 0) return {0, -kInfinity};
-  return {__fdiv_rn(values_factor, row.sum),
-          __fmul_rn(__fadd_rn(row.max, __fsub_rn(log2f(row.sum), a.weight_shift)), CUDART_LN2_F)};
+  return {
+      __fdiv_rn(values_factor, row.sum),
+      __fmul_rn(__fadd_rn(row.max, __fsub_rn(log2f(row.sum), static_cast<float>(a.weight_shift))),
+                CUDART_LN2_F)};
 }
 
 // NaN has one encoding. Adding +0 makes both zeros one.
@@ -80,25 +83,42 @@ __device__ __forceinline__ uint16_t round_to_16_bits(float x, bool is_bfloat16) 
   return x == x ? __half_as_ushort(__float2half_rn(x)) : 0x7e00;
 }
 
-// Two neighbouring elements of an output row.
-__device__ __forceinline__ void store_pair(const Arguments& a, int64_t token, int q_head,
-                                           int column, float x, float y) {
-  const int64_t at = token * a.output.token_stride + q_head * a.output.head_stride + column;
-  if (a.query_dtype == DType::kFloat32) {
-    float* const out = static_cast<float*>(a.output.data) + at;
+// Two neighbouring elements of an output row; T is its dtype.
+template <typename T>
+__device__ __forceinline__ void store_pair(const Rows& output, int64_t at, float x, float y) {
+  if constexpr (std::is_same_v<T, float>) {
+    float* const out = static_cast<float*>(output.data) + at;
     out[0] = x == x ? x : kNaN;
     out[1] = y == y ? y : kNaN;
-    return;
-  }
-  const bool is_bfloat16 = a.query_dtype == DType::kBFloat16;
-  uint16_t* const out = static_cast<uint16_t*>(a.output.data) + at;
-  const uint16_t low = round_to_16_bits(x, is_bfloat16), high = round_to_16_bits(y, is_bfloat16);
-  if (a.output.vector_bytes >= 4) {
-    *reinterpret_cast<uint32_t*>(out) = low | static_cast<uint32_t>(high) << 16;
   } else {
-    out[0] = low;
-    out[1] = high;
+    uint16_t* const out = static_cast<uint16_t*>(output.data) + at;
+    constexpr bool kIsBFloat16 = std::is_same_v<T, __nv_bfloat16>;
+    const uint16_t low = round_to_16_bits(x, kIsBFloat16), high = round_to_16_bits(y, kIsBFloat16);
+    if (output.vector_bytes >= 4) {
+      *reinterpret_cast<uint32_t*>(out) = low | static_cast<uint32_t>(high) << 16;
+    } else {
+      out[0] = low;
+      out[1] = high;
+    }
   }
+}
+
+// Calls store(T()) with the output's dtype: Element where it is a 16-bit one, else what the call says.
+template <typename Element, typename Store>
+__device__ __forceinline__ void with_output_type(DType dtype, const Store& store) {
+  if constexpr (!std::is_same_v<Element, float>) {
+    store(Element());
+  } else if (dtype == DType::kBFloat16) {
+    store(__nv_bfloat16());
+  } else if (dtype == DType::kFloat16) {
+    store(__half());
+  } else {
+    store(0.0f);
+  }
+}
+
+__device__ __forceinline__ int64_t output_offset(const Arguments& a, int64_t token, int q_head) {
+  return token * a.output.token_stride + q_head * a.output.head_stride;
 }
 
 }  // namespace pagefill::cuda

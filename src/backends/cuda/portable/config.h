@@ -12,12 +12,14 @@ namespace pagefill::cuda {
 
 // Where the keys of a KV tile lie; filled in two tiles ahead.
 struct TileTable {
-  int64_t key_offset[kTileKv];  // in elements; -1: not there, zeros
-  int64_t value_offset[kTileKv];
+  const char* keys[kTileKv];  // null: not there, zeros
+  const char* values[kTileKv];
   float key_scale[kTileKv];
   float value_scale[kTileKv];
   uint32_t is_bad[kTileKv / 32];  // a bit a key: its table entry is no page
 };
+
+inline constexpr int kRowKeysBytes = 16;  // RowKeys, which device code alone knows
 
 // kElement: of queries and keys where they are multiplied. kIsStaged: the cache holds something else, which
 // is converted in shared memory. kKeyWarps: warps that share the same 16 rows, 1 or 4.
@@ -56,7 +58,7 @@ struct Config {
 
 // Bytes from the beginning of a block's shared memory.
 struct SharedLayout {
-  int queries, ring, staged, weights, exchange, tables, size;
+  int queries, ring, staged, weights, exchange, rows, tables, size;
 };
 
 template <class C>
@@ -82,6 +84,7 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
   const bool has_weights = C::kKeyWarps > 1 || C::kIsFloat;
   layout.weights = take(has_weights ? tile_rows * C::kWeightsRow * element : 0);
   layout.exchange = take(C::kKeyWarps > 1 ? C::kKeyWarps * kWarpRows * 4 : 0);
+  layout.rows = take(tile_rows * kRowKeysBytes);
   layout.tables = take(kTables * static_cast<int>(sizeof(TileTable)));
   layout.size = at;
   return layout;

@@ -30,11 +30,11 @@ __device__ __forceinline__ void end_segment(const Arguments& a, float* exchange,
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (is_first) {
-      block.totals[r] = {block.rows[r].max, sum[r]};
+      block.totals[r] = {block.max[r], sum[r]};
     } else {
-      merge(block.totals[r], {block.rows[r].max, sum[r]}, total_factor[r], part_factor[r]);
+      merge(block.totals[r], {block.max[r], sum[r]}, total_factor[r], part_factor[r]);
     }
-    block.rows[r].max = -kInfinity;
+    block.max[r] = -kInfinity;
   }
   block.sums = {};
 #pragma unroll
@@ -93,13 +93,16 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
       store_lse(a, token, q_head, end.lse);
     }
+    with_output_type<typename C::Element>(a.query_dtype, [&](auto type) {
+      const int64_t row = output_offset(a, token, q_head);
 #pragma unroll
-    for (int col = 0; col < C::kOutputCols; ++col) {
-      const int column = value_column(a, task, place, col);
-      if (column >= a.values.dim) continue;
-      store_pair(a, token, q_head, column, end_value(block.output[col][2 * r], end),
-                 end_value(block.output[col][2 * r + 1], end));
-    }
+      for (int col = 0; col < C::kOutputCols; ++col) {
+        const int column = value_column(a, task, place, col);
+        if (column >= a.values.dim) continue;
+        store_pair<decltype(type)>(a.output, row + column, end_value(block.output[col][2 * r], end),
+                                   end_value(block.output[col][2 * r + 1], end));
+      }
+    });
   }
 }
 

@@ -13,18 +13,20 @@ struct Shared {
   char* staged;
   char* weights;
   float* exchange;
+  RowKeys* rows;
   TileTable* tables;
   int piece_bytes;
 
-  __device__ Shared(char* base, const Arguments& a, int cache_element_size) {
-    const SharedLayout at = shared_layout<C>(a.tile_rows, a.keys.dim, cache_element_size);
+  __device__ Shared(char* base, const Arguments& a) {
+    const SharedLayout at = shared_layout<C>(a.tile_rows, a.keys.dim, a.cache_element_size);
     queries = reinterpret_cast<typename C::Element*>(base + at.queries);
     ring = base + at.ring;
     staged = base + at.staged;
     weights = base + at.weights;
     exchange = reinterpret_cast<float*>(base + at.exchange);
+    rows = reinterpret_cast<RowKeys*>(base + at.rows);
     tables = reinterpret_cast<TileTable*>(base + at.tables);
-    piece_bytes = kTileKv * C::kPiece * cache_element_size;
+    piece_bytes = kTileKv * C::kPiece * a.cache_element_size;
   }
 };
 
@@ -61,7 +63,7 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   return task;
 }
 
-__device__ __forceinline__ RowKeys row_keys(KeyRange range) {
+__device__ __forceinline__ KeyInterval interval(KeyRange range) {
   return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
 }
 
@@ -70,7 +72,6 @@ template <class C>
 struct Pipeline {
   const Arguments& a;
   const Shared<C>& shared;
-  int element_size;
   int key_pieces, value_pieces, first_value_col;
   int issue_tile, issue_piece = 0, end_tile;
   int issue_slot = 0, slot = 0;
@@ -79,13 +80,11 @@ struct Pipeline {
     if (issue_tile < end_tile) {
       const TileTable& table = shared.tables[issue_tile % kTables];
       char* const piece = shared.ring + issue_slot * shared.piece_bytes;
-      if (issue_piece < key_pieces) {
-        copy_piece<C>(a.keys, table.key_offset, issue_piece * C::kPiece, element_size, piece);
-      } else {
-        copy_piece<C>(a.values, table.value_offset,
-                      first_value_col + (issue_piece - key_pieces) * C::kPiece, element_size,
-                      piece);
-      }
+      const bool is_key = issue_piece < key_pieces;
+      copy_piece<C>(is_key ? a.keys : a.values, is_key ? table.keys : table.values,
+                    is_key ? issue_piece * C::kPiece
+                           : first_value_col + (issue_piece - key_pieces) * C::kPiece,
+                    a.cache_element_size, piece);
       if (++issue_piece == key_pieces + value_pieces) issue_piece = 0, ++issue_tile;
       if (++issue_slot == C::kStages) issue_slot = 0;
     }
@@ -106,7 +105,7 @@ struct Pipeline {
 // The rows of one task, and what is known of them.
 template <class C>
 struct Block {
-  Row rows[2];
+  float max[2] = {-kInfinity, -kInfinity};
   Sums<C> sums;
   RowState totals[2];
   float output[C::kOutputCols][4];
@@ -188,10 +187,9 @@ __device__ __forceinline__ void take_weights(const Place<C>& place, const Shared
 
 // The piece in the form that the products take.
 template <class C, typename T>
-__device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& shared,
-                                        int element_size, char* piece) {
+__device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& shared, char* piece) {
   if constexpr (!C::kIsStaged) return piece;
-  stage_piece<C>(piece, a.cache_dtype, element_size, reinterpret_cast<T*>(shared.staged));
+  stage_piece<C>(piece, a.cache_dtype, a.cache_element_size, reinterpret_cast<T*>(shared.staged));
   __syncthreads();
   return shared.staged;
 }
@@ -205,11 +203,11 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
     if (num_dims <= 0) return;
-    char* const piece =
-        staged<C, typename C::Value>(a, shared, pipeline.element_size, pipeline.next());
-    const RowKeys rows[2] = {block.rows[0].attended, block.rows[1].attended};
+    char* const piece = staged<C, typename C::Value>(a, shared, pipeline.next());
     if constexpr (C::kIsFloat) {
       if (is_active) {
+        const KeyInterval rows[2] = {shared.rows[place.row(0)].attended,
+                                     shared.rows[place.row(1)].attended};
         add_values_float<C, kPiece>(
             block.output,
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
@@ -220,6 +218,8 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
       if (kPiece == 0) take_weights(place, shared, packed);
       if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
         if (is_active) {
+          const KeyInterval rows[2] = {shared.rows[place.row(0)].attended,
+                                       shared.rows[place.row(1)].attended};
           add_not_finite<C, kPiece>(block.output, packed, piece, place.first_value_col(),
                                     tile_begin, rows);
         }

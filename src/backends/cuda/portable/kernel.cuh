@@ -8,45 +8,47 @@
 
 namespace pagefill::cuda {
 
-__device__ __forceinline__ int element_size_of(DType dtype) {
-  return dtype == DType::kFloat32                                ? 4
-         : dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2
-                                                                 : 1;
-}
-
 // Which keys a task's rows take: `any` row, and `all` rows alike.
 struct TaskRanges {
-  KeyRange any, all_attended, all_visible;
+  KeyInterval any, all_attended, all_visible;
+
+  __device__ KeyInterval of_tile(int tile) const {
+    return {max(tile * kTileKv, any.begin), min(tile * kTileKv + kTileKv, any.end)};
+  }
 };
+
+__device__ __forceinline__ bool contains(KeyInterval outer, KeyInterval inner) {
+  return inner.begin >= outer.begin && inner.end <= outer.end;
+}
 
 __device__ __forceinline__ TaskRanges task_ranges(const Arguments& a, const Task& task) {
   const SequenceGeometry seq = task.plan->geometry();
   const int64_t first = task.first_row / a.group;
   const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-  TaskRanges ranges{
-      a.mask.attended(seq, first, last + 1),
-      intersect(a.mask.attended(seq, seq.position(first)),
-                a.mask.attended(seq, seq.position(last))),
-      intersect(a.mask.visible(seq, seq.position(first)), a.mask.visible(seq, seq.position(last)))};
+  const int64_t first_position = seq.position(first), last_position = seq.position(last);
+  KeyRange any = a.mask.attended(seq, first, last + 1);
   if (task.segment >= 0) {
     const int64_t begin = int64_t{task.segment} * kSegmentKv;
-    ranges.any = intersect(ranges.any, {begin, begin + kSegmentKv});
+    any = intersect(any, {begin, begin + kSegmentKv});
   }
-  return ranges;
+  if (any.empty()) any = {};
+  return {
+      interval(any),
+      interval(
+          intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position))),
+      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)))};
 }
 
+// A thread a row. One that is not there does as the last one.
 template <class C>
-__device__ __forceinline__ void find_rows(const Arguments& a, const Task& task,
-                                          const Place<C>& place, Row (&rows)[2]) {
+__device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, RowKeys* rows) {
+  static_assert(sizeof(RowKeys) == kRowKeysBytes);
+  const int row = threadIdx.x;
+  if (row >= a.tile_rows) return;
   const SequenceGeometry seq = task.plan->geometry();
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    // A row that is not there does as the last one.
-    const int64_t row = task.first_row + min(place.row(r), task.num_rows - 1);
-    const int64_t position = seq.position(row / a.group);
-    rows[r].attended = row_keys(a.mask.attended(seq, position));
-    rows[r].visible = row_keys(a.mask.visible(seq, position));
-  }
+  const int64_t packed = task.first_row + min(row, task.num_rows - 1);
+  const int64_t position = seq.position(packed / a.group);
+  rows[row] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
 }
 
 // One KV tile: scores, weights, values.
@@ -64,7 +66,7 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
       fill_table<C>(a, keys, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
       entry_ahead = read_entry(a, keys, tile + 3);
     }
-    piece = staged<C, typename C::Element>(a, shared, pipeline.element_size, piece);
+    piece = staged<C, typename C::Element>(a, shared, piece);
     if (!is_active) continue;
     const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
     const int row_elements = query_row<C>(a.keys.dim);
@@ -82,11 +84,13 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
     const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
     scale_scores<C>(a, table, first_key, scores);
     if (must_mask || (table.is_bad[0] | table.is_bad[1]) != 0) {
-      mask_scores<C>(a, table, tile_begin, first_key, block.rows, scores);
+      const RowKeys rows[2] = {shared.rows[place.row(0)], shared.rows[place.row(1)]};
+      mask_scores<C>(a, table, tile_begin, first_key, rows, scores);
     }
-    softmax<C>(a, shared.exchange, block.rows, block.sums, block.output, scores);
+    softmax<C>(a, shared.exchange, block.max, block.sums, block.output, scores);
     if constexpr (C::kIsStaged) {
-      scale_weights<C>(table, tile_begin, first_key, must_mask, block.rows, scores);
+      const RowKeys rows[2] = {shared.rows[place.row(0)], shared.rows[place.row(1)]};
+      scale_weights<C>(table, tile_begin, first_key, must_mask, rows, scores);
     }
     place_weights<C>(place, shared, scores, packed);
   }
@@ -99,15 +103,15 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
                                          const Task& task) {
   const Place<C> place;
   const TaskRanges ranges = task_ranges(a, task);
-  const TaskKeys keys{task.sequence, task.plan->kv_start, static_cast<int32_t>(ranges.any.begin),
-                      static_cast<int32_t>(ranges.any.end), task.kv_head};
+  const TaskKeys keys{task.sequence, task.plan->kv_start, ranges.any.begin, ranges.any.end,
+                      task.kv_head};
   const int first_tile = keys.begin / kTileKv;
-  const int end_tile = ranges.any.empty() ? first_tile : (keys.end + kTileKv - 1) / kTileKv;
+  const int end_tile = (keys.end - 1 + kTileKv) / kTileKv;
   const bool is_active = place.warp_row < task.num_rows;
 
   Block<C> block;
   clear<C>(block.output);
-  find_rows<C>(a, task, place, block.rows);
+  find_rows<C>(a, task, shared.rows);
   fill_table<C>(a, keys, first_tile, read_entry(a, keys, first_tile),
                 shared.tables[first_tile % kTables]);
   fill_table<C>(a, keys, first_tile + 1, read_entry(a, keys, first_tile + 1),
@@ -120,7 +124,6 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   const int first_col = task.value_part * C::kValueCols;
   Pipeline<C> pipeline{a,
                        shared,
-                       element_size_of(a.cache_dtype),
                        (a.keys.dim + C::kPiece - 1) / C::kPiece,
                        (min(C::kValueCols, a.values.dim - first_col) + C::kPiece - 1) / C::kPiece,
                        first_col,
@@ -132,11 +135,11 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   bool is_first = true;
 #pragma unroll 1
   for (int tile = first_tile; tile < end_tile; ++tile) {
-    const KeyRange tile_keys =
-        intersect(ranges.any, {int64_t{tile} * kTileKv, int64_t{tile} * kTileKv + kTileKv});
+    const KeyInterval tile_keys = ranges.of_tile(tile);
     // Keys of the tile that some row takes and some does not: their values must not reach the latter.
-    const bool must_select = intersect(tile_keys, ranges.all_attended).size() != tile_keys.size();
-    const bool must_mask = intersect(tile_keys, ranges.all_visible).size() != kTileKv;
+    const bool must_select = !contains(ranges.all_attended, tile_keys);
+    const bool must_mask =
+        !contains(ranges.all_visible, {tile * kTileKv, tile * kTileKv + kTileKv});
     add_tile<C>(a, shared, place, keys, tile, entry_ahead, must_select, must_mask, is_active,
                 pipeline, block);
     const bool is_last = tile + 1 == end_tile;
@@ -161,7 +164,9 @@ __device__ inline void write_nan(const Arguments& a, int64_t first_token, int64_
     const int64_t row = i / pairs, token = first_token + row / num_heads;
     const int q_head = first_head + static_cast<int>(row % num_heads);
     const int column = static_cast<int>(i % pairs) * 2;
-    store_pair(a, token, q_head, column, kNaN, kNaN);
+    with_output_type<float>(a.query_dtype, [&](auto type) {
+      store_pair<decltype(type)>(a.output, output_offset(a, token, q_head) + column, kNaN, kNaN);
+    });
     if (column == 0) store_lse(a, token, q_head, kNaN);
   }
 }
@@ -177,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
               int64_t{gridDim.x} * kThreads);
     return;
   }
-  const Shared<C> shared(memory, a, element_size_of(a.cache_dtype));
+  const Shared<C> shared(memory, a);
   const long long num_tasks = header.num_tasks;
   long long next = 0;
   if (threadIdx.x == 0) shared_task = static_cast<long long>(atomicAdd(&header.next_task, 1ull));

@@ -57,13 +57,14 @@ __device__ __forceinline__ void fill_table(const Arguments& a, const TaskKeys& k
   if (is_needed && !is_page) {
     report(a.status, CudaStatusCode::kPageTable, keys.sequence, token / a.page_size, entry);
   }
-  const auto offset = [&](const CacheView& cache) {
-    return is_there ? keys.kv_head * cache.head_stride + entry * cache.page_stride +
-                          slot * cache.slot_stride
-                    : -1;
+  const auto row = [&](const CacheView& cache) -> const char* {
+    if (!is_there) return nullptr;
+    const int64_t offset =
+        keys.kv_head * cache.head_stride + entry * cache.page_stride + slot * cache.slot_stride;
+    return static_cast<const char*>(cache.data) + offset * a.cache_element_size;
   };
-  table.key_offset[lane_key] = offset(a.keys);
-  table.value_offset[lane_key] = offset(a.values);
+  table.keys[lane_key] = row(a.keys);
+  table.values[lane_key] = row(a.values);
   if constexpr (C::kIsStaged) {
     read_scale(a.keys, &table.key_scale[lane_key], keys.kv_head, entry, slot, is_there);
     read_scale(a.values, &table.value_scale[lane_key], keys.kv_head, entry, slot, is_there);
@@ -74,58 +75,68 @@ __device__ __forceinline__ void fill_table(const Arguments& a, const TaskKeys& k
 // of one chunk lie in 32 banks.
 __device__ __forceinline__ int swizzled(int chunk, int row) { return chunk ^ (row & 7); }
 
-// 8 elements by copies of the width that the addresses allow.
-__device__ __forceinline__ void copy_elements(char* to, const char* from, int bytes,
-                                              int vector_bytes, int element_size, bool is_there) {
-  if (vector_bytes >= 16 && bytes >= 16) {
-    for (int at = 0; at < bytes; at += 16) {
-      ptx::copy_async<16>(ptx::shared_address(to + at), from + at, is_there);
+// Any other than 16 bytes at once: the width that the addresses allow.
+template <int kBytes>
+__device__ __forceinline__ void copy_in_steps(char* to, const char* from, int bytes,
+                                              bool is_there) {
+#pragma unroll 1
+  for (int at = 0; at < bytes; at += kBytes) {
+    if constexpr (kBytes >= 4) {
+      ptx::copy_async<kBytes>(ptx::shared_address(to + at), from + at, is_there);
+    } else {
+      using T = std::conditional_t<kBytes == 2, uint16_t, uint8_t>;
+      *reinterpret_cast<T*>(to + at) = is_there ? *reinterpret_cast<const T*>(from + at) : T{0};
     }
-  } else if (vector_bytes >= 8) {
-    for (int at = 0; at < bytes; at += 8) {
-      ptx::copy_async<8>(ptx::shared_address(to + at), from + at, is_there);
-    }
-  } else if (vector_bytes >= 4) {
-    for (int at = 0; at < bytes; at += 4) {
-      ptx::copy_async<4>(ptx::shared_address(to + at), from + at, is_there);
-    }
-  } else if (element_size == 2) {
-    for (int at = 0; at < bytes; at += 2) {
-      *reinterpret_cast<uint16_t*>(to + at) =
-          is_there ? *reinterpret_cast<const uint16_t*>(from + at) : uint16_t{0};
-    }
-  } else {
-    for (int at = 0; at < bytes; ++at) to[at] = is_there ? from[at] : '\0';
+  }
+}
+
+__device__ __forceinline__ void copy_narrow(char* to, const char* from, int bytes, int vector_bytes,
+                                            bool is_there) {
+  switch (vector_bytes) {
+    case 16:
+    case 8:
+      return copy_in_steps<8>(to, from, bytes, is_there);
+    case 4:
+      return copy_in_steps<4>(to, from, bytes, is_there);
+    case 2:
+      return copy_in_steps<2>(to, from, bytes, is_there);
+    default:
+      return copy_in_steps<1>(to, from, bytes, is_there);
   }
 }
 
 // Starts to bring a piece: elements [first_dim, first_dim + kPiece) of a tile's keys or values, zeros where
-// there are none.
+// there are none. `rows` are the addresses of the tile's rows.
 template <class C>
-__device__ __forceinline__ void copy_piece(const CacheView& cache, const int64_t* offsets,
+__device__ __forceinline__ void copy_piece(const CacheView& cache, const char* const* rows,
                                            int first_dim, int element_size, char* piece) {
-  constexpr int kChunks = C::kPiece / 8;
-  const char* const data = static_cast<const char*>(cache.data);
-  const int chunk = threadIdx.x % kChunks;
-  const int dim = first_dim + chunk * 8;
+  constexpr int kChunks = C::kPiece / 8, kSteps = kTileKv * kChunks / kThreads;
+  if constexpr (!C::kIsStaged) element_size = 2;
+  const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
+  const int dim = first_dim + chunk * 8, bytes = 8 * element_size;
+  const char* const nothing = static_cast<const char*>(cache.data);  // never read
+  // What is all that one address of 16 bits' chunk needs, unrolled; the rest in loops: the code of the main
+  // loop is to stay in the instruction cache.
+  if (cache.vector_bytes == 16 && bytes == 16) {
 #pragma unroll
-  for (int i = 0; i < kTileKv * kChunks / kThreads; ++i) {
-    const int row = threadIdx.x / kChunks + i * (kThreads / kChunks);
-    const int64_t offset = offsets[row];
-    const bool is_there = offset >= 0 && dim < cache.dim;
-    if constexpr (C::kIsStaged) {
-      const char* const from = data + (is_there ? offset + dim : 0) * element_size;
-      copy_elements(piece + (row * C::kPiece + chunk * 8) * element_size, from, 8 * element_size,
-                    cache.vector_bytes, element_size, is_there);
-    } else {
-      const char* const from = data + (is_there ? offset + dim : 0) * 2;
-      char* const to = piece + row * C::kPiece * 2 + swizzled(chunk, row) * 16;
-      if (cache.vector_bytes >= 16) {
-        ptx::copy_async<16>(ptx::shared_address(to), from, is_there);
-      } else {
-        copy_elements(to, from, 16, cache.vector_bytes, 2, is_there);
-      }
+    for (int i = 0; i < kSteps; ++i) {
+      const int row = first_row + i * (kThreads / kChunks);
+      const char* const from = rows[row];
+      const bool is_there = from != nullptr && dim < cache.dim;
+      const int place = C::kIsStaged ? chunk : swizzled(chunk, row);
+      ptx::copy_async<16>(ptx::shared_address(piece + row * C::kPiece * 2 + place * 16),
+                          is_there ? from + dim * 2 : nothing, is_there);
     }
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < kSteps; ++i) {
+    const int row = first_row + i * (kThreads / kChunks);
+    const bool is_there = rows[row] != nullptr && dim < cache.dim;
+    const char* const from = is_there ? rows[row] + dim * element_size : nothing;
+    const int place = C::kIsStaged ? chunk : swizzled(chunk, row);
+    copy_narrow(piece + (row * C::kPiece + place * 8) * element_size, from, bytes,
+                cache.vector_bytes, is_there);
   }
 }
 

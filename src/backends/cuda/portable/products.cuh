@@ -9,13 +9,22 @@
 
 namespace pagefill::cuda {
 
-// What of a row's keys takes part; of each thread's two rows.
-struct RowKeys {
-  int32_t begin, end;  // attended
+// Absolute positions of keys.
+struct KeyInterval {
+  int32_t begin, end;
   __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
 };
 
+// Which keys a row takes; in shared memory, as only tiles at an edge ask.
+struct RowKeys {
+  KeyInterval attended;  // what takes part
+  KeyInterval visible;   // what causality and window show; elsewhere mask_value is added
+};
+
 // ---- 16-bit numbers: tensor cores.
+
+// Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
+inline constexpr int kAhead = 3;
 
 // scores += queries * keys of one piece; `queries` begins at the warp's rows, `first_chunk` is the piece's
 // first chunk of a query row.
@@ -25,24 +34,40 @@ __device__ __forceinline__ void add_scores_mma(float (&scores)[C::kScoreCols][4]
                                                uint32_t keys, int first_col) {
   using T = typename C::Element;
   const int lane = threadIdx.x % 32;
-  const int steps = (num_dims + 15) / 16;
   // Matrices of a: rows 0-7 and 8-15 of the first 8 dims, then of the next 8.
-  const int a_row = lane % 16, a_chunk = lane / 16;
+  const int a_row = lane % 16, a_chunk = first_chunk + lane / 16;
   // Matrices of b: keys 0-7 at dims 0-7 and 8-15, then keys 8-15.
-  const int b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  const int b_row = first_col * 8 + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  constexpr int kSteps = 4,
+                kPairs = C::kScoreCols / 2;  // 16 dims a step, 16 keys a pair of columns
+  queries += a_row * query_row_bytes;
+  keys += b_row * C::kPiece * 2;
+  // 64 dims at once, zeros behind the last.
 #pragma unroll
-  for (int step = 0; step < C::kPiece / 16; ++step) {
-    if (step >= steps) break;
-    uint32_t q[4];
-    ptx::load_matrices(q, queries + a_row * query_row_bytes +
-                              swizzled(first_chunk + step * 2 + a_chunk, a_row) * 16);
+  for (int block = 0; block < C::kPiece / 64; ++block) {
+    if (block * 64 >= num_dims) break;
+    uint32_t q[2][4], k[kAhead + 1][4];
+    const auto load_query = [&](int step) {
+      ptx::load_matrices(q[step % 2],
+                         queries + swizzled(block * 8 + step * 2 + a_chunk, a_row) * 16);
+    };
+    const auto load_keys = [&](int i) {
+      if (i >= kSteps * kPairs) return;
+      ptx::load_matrices(k[i % (kAhead + 1)],
+                         keys + i % kPairs * 16 * C::kPiece * 2 +
+                             swizzled(block * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
+    };
+    load_query(0);
 #pragma unroll
-    for (int col = 0; col < C::kScoreCols; col += 2) {
-      const int row = (first_col + col) * 8 + b_row;
-      uint32_t k[4];
-      ptx::load_matrices(k, keys + row * C::kPiece * 2 + swizzled(step * 2 + b_chunk, row) * 16);
-      ptx::mma<T>(scores[col], q, k[0], k[1]);
-      ptx::mma<T>(scores[col + 1], q, k[2], k[3]);
+    for (int i = 0; i < kAhead; ++i) load_keys(i);
+#pragma unroll
+    for (int i = 0; i < kSteps * kPairs; ++i) {
+      const int step = i / kPairs, col = i % kPairs * 2;
+      load_keys(i + kAhead);
+      if (i % kPairs == 0 && step + 1 < kSteps) load_query(step + 1);
+      const uint32_t(&b)[4] = k[i % (kAhead + 1)];
+      ptx::mma<T>(scores[col], q[step % 2], b[0], b[1]);
+      ptx::mma<T>(scores[col + 1], q[step % 2], b[2], b[3]);
     }
   }
 }
@@ -76,7 +101,7 @@ template <class C, int kPiece>
 __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
                                                const uint32_t (&weights)[kTileKv / 16][4],
                                                const char* values, int first_col, int32_t first_key,
-                                               const RowKeys (&rows)[2]) {
+                                               const KeyInterval (&rows)[2]) {
   using T = typename C::Value;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -117,18 +142,29 @@ __device__ __forceinline__ void add_values_mma(float (&output)[C::kOutputCols][4
   using T = typename C::Value;
   const int lane = threadIdx.x % 32;
   // Matrices: keys 0-7 and 8-15 at columns 0-7, then at columns 8-15.
-  const int b_row = lane % 16, b_chunk = lane / 16;
+  const int b_row = lane % 16, b_chunk = first_col + lane / 16;
+  constexpr int kBlockCols = C::kPieceCols < 8 ? C::kPieceCols : 8;  // at most 64 columns at once
+  constexpr int kPairs = kBlockCols / 2, kCount = kTileKv / 16 * kPairs;
+  values += b_row * C::kPiece * 2;
 #pragma unroll
-  for (int step = 0; step < kTileKv / 16; ++step) {
+  for (int block = 0; block < C::kPieceCols; block += kBlockCols) {
+    if ((first_col + block) * 8 >= num_dims) break;
+    uint32_t v[kAhead + 1][4];
+    const auto load_values = [&](int i) {
+      if (i >= kCount) return;
+      ptx::load_matrices_transposed(v[i % (kAhead + 1)],
+                                    values + i / kPairs * 16 * C::kPiece * 2 +
+                                        swizzled(block + i % kPairs * 2 + b_chunk, b_row) * 16);
+    };
 #pragma unroll
-    for (int col = 0; col < C::kPieceCols; col += 2) {
-      if ((first_col + col) * 8 >= num_dims) break;
-      const int row = step * 16 + b_row;
-      uint32_t v[4];
-      ptx::load_matrices_transposed(
-          v, values + row * C::kPiece * 2 + swizzled(first_col + col + b_chunk, row) * 16);
-      ptx::mma<T>(output[kPiece * C::kPieceCols + col], weights[step], v[0], v[1]);
-      ptx::mma<T>(output[kPiece * C::kPieceCols + col + 1], weights[step], v[2], v[3]);
+    for (int i = 0; i < kAhead; ++i) load_values(i);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int step = i / kPairs, col = kPiece * C::kPieceCols + block + i % kPairs * 2;
+      load_values(i + kAhead);
+      const uint32_t(&b)[4] = v[i % (kAhead + 1)];
+      ptx::mma<T>(output[col], weights[step], b[0], b[1]);
+      ptx::mma<T>(output[col + 1], weights[step], b[2], b[3]);
     }
   }
 }
@@ -195,7 +231,7 @@ template <class C, int kPiece>
 __device__ __forceinline__ void add_values_float(float (&output)[C::kOutputCols][4],
                                                  const float* weights, const float* values,
                                                  int first_col, bool must_select, int32_t first_key,
-                                                 const RowKeys (&rows)[2]) {
+                                                 const KeyInterval (&rows)[2]) {
   const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
   const float* const w0 = weights + group * C::kWeightsRow;
   const float* const w1 = w0 + 8 * C::kWeightsRow;

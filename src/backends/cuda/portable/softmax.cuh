@@ -6,13 +6,6 @@
 
 namespace pagefill::cuda {
 
-// One of a thread's two rows.
-struct Row {
-  RowKeys attended;  // what takes part
-  RowKeys visible;   // what causality and window show; elsewhere mask_value is added
-  float max = -kInfinity;
-};
-
 // Partial sums of weights: of each quarter of the tile's keys, so that four warps that share a tile add in
 // the order in which one warp does.
 template <class C>
@@ -48,7 +41,7 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable
 // is not visible. By select: what is not there may hold anything.
 template <class C>
 __device__ __forceinline__ void mask_scores(const Arguments& a, const TileTable& table,
-                                            int tile_begin, int first_key, const Row (&rows)[2],
+                                            int tile_begin, int first_key, const RowKeys (&rows)[2],
                                             float (&scores)[C::kScoreCols][4]) {
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -56,7 +49,7 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const TileTable&
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int in_tile = first_key + col * 8 + pair + e % 2, key = tile_begin + in_tile;
-      const Row& row = rows[e / 2];
+      const RowKeys& row = rows[e / 2];
       float& s = scores[col][e];
       if (!row.visible.contains(key)) s = __fadd_rn(s, a.mask_value);
       if (table.is_bad[in_tile / 32] >> (in_tile % 32) & 1) s = kNaN;
@@ -99,18 +92,18 @@ __device__ __forceinline__ void tile_max(const float (&scores)[C::kScoreCols][4]
 
 // Scores to weights; sums and outputs so far are rescaled to the new maximum.
 template <class C>
-__device__ __forceinline__ void softmax(const Arguments& a, float* exchange, Row (&rows)[2],
+__device__ __forceinline__ void softmax(const Arguments& a, float* exchange, float (&row_max)[2],
                                         Sums<C>& sums, float (&output)[C::kOutputCols][4],
                                         float (&scores)[C::kScoreCols][4]) {
   float max[2], rescale[2], reference[2];
   tile_max<C>(scores, exchange, max);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float before = rows[r].max;
-    rows[r].max = fmaxf(before, max[r]);
-    reference[r] = reference_of(rows[r].max);
+    const float before = row_max[r];
+    row_max[r] = fmaxf(before, max[r]);
+    reference[r] = reference_of(row_max[r]);
     rescale[r] = ptx::exp2_approx(before - reference[r]);
-    reference[r] -= a.weight_shift;
+    reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
   }
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
@@ -140,7 +133,7 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, Row
 // Weights times the scales of their values. What a row does not see may have any scale.
 template <class C>
 __device__ __forceinline__ void scale_weights(const TileTable& table, int tile_begin, int first_key,
-                                              bool must_select, const Row (&rows)[2],
+                                              bool must_select, const RowKeys (&rows)[2],
                                               float (&weights)[C::kScoreCols][4]) {
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll

@@ -95,16 +95,23 @@ __device__ __forceinline__ void load_queries(const Arguments& a, int64_t query_s
   using Element = typename C::Element;
   const int row_elements = query_row<C>(a.keys.dim) - C::kPad, chunks = row_elements / 8;
   const int element_size = a.query_dtype == DType::kFloat32 ? 4 : 2;
+#pragma unroll 2
   for (int i = threadIdx.x; i < a.tile_rows * chunks; i += kThreads) {
     const int row = i / chunks, chunk = i % chunks;
-    float x[8] = {};
-    if (row < num_rows && chunk * 8 < a.keys.dim) {
-      const int64_t packed = first_row + row;
-      const int64_t at = (query_start + packed / a.group) * a.query.token_stride +
-                         (kv_head * a.group + packed % a.group) * a.query.head_stride + chunk * 8;
-      const char* const from = static_cast<const char*>(a.query.data) + at * element_size;
-      load_floats(from, a.query_dtype, x);
+    const bool is_there = row < num_rows && chunk * 8 < a.keys.dim;
+    const int64_t packed = first_row + row;
+    const int64_t at = (query_start + packed / a.group) * a.query.token_stride +
+                       (kv_head * a.group + packed % a.group) * a.query.head_stride + chunk * 8;
+    const char* const from = static_cast<const char*>(a.query.data) + at * element_size;
+    if constexpr (!std::is_same_v<Element, float>) {
+      if (a.query.vector_bytes >= 16) {  // bits as they are
+        *reinterpret_cast<uint4*>(queries + row * row_elements + swizzled(chunk, row) * 8) =
+            is_there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+        continue;
+      }
     }
+    float x[8] = {};
+    if (is_there) load_floats(from, a.query_dtype, x);
     if constexpr (std::is_same_v<Element, float>) {
       float4* const to =
           reinterpret_cast<float4*>(queries + row * (row_elements + C::kPad) + chunk * 8);
