@@ -45,37 +45,17 @@ Status check_workspace(std::span<std::byte> workspace, size_t size, Device devic
 
 // The plan of a call on a CUDA device, without a 0 in it.
 Result<CudaSettings> plan_cuda(const Problem& p, CudaSettings cuda) {
-  if (p.device.type == DeviceType::kCpu) {
-    if (cuda.stream == nullptr && cuda.max_chunk_size == 0 && cuda.max_context_len == 0 &&
-        !cuda.status.given()) {
-      return cuda;
-    }
-    return invalid_argument(
-        "cuda: expected no settings for a CUDA device with tensors in memory of the CPU, got some");
-  }
-  if (cuda.max_chunk_size < 0) {
-    return invalid_argument(fmt::format(
-        "cuda.max_chunk_size: expected 0 (total_tokens) or more, got {}", cuda.max_chunk_size));
-  }
-  if (cuda.max_context_len < 0) {
-    return invalid_argument(
-        fmt::format("cuda.max_context_len: expected 0 (max_pages * page_size) or more, got {}",
-                    cuda.max_context_len));
-  }
-  if (cuda.status.given()) {
-    const NamedTensor status{"cuda.status", cuda.status};
-    PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", p.key_cache}, status}));
-    PAGEFILL_RETURN_IF_ERROR(check_tensor(status.name, status.view, {{"4", 4}}));
-    PAGEFILL_RETURN_IF_ERROR(check_dtype(status.name, status.view, {DType::kInt32}));
-    PAGEFILL_RETURN_IF_ERROR(check_written({status}, {{"query", p.query},
-                                                      {"key_cache", p.key_cache},
-                                                      {"value_cache", p.value_cache},
-                                                      {"query_starts", p.query_starts},
-                                                      {"context_lens", p.context_lens},
-                                                      {"page_table", p.page_table},
-                                                      {"output", p.output},
-                                                      {"lse", p.lse}}));
-  }
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(cuda, p.key_cache));
+  if (p.device.type == DeviceType::kCpu) return cuda;
+  PAGEFILL_RETURN_IF_ERROR(
+      check_written({{"cuda.status", cuda.status}}, {{"query", p.query},
+                                                     {"key_cache", p.key_cache},
+                                                     {"value_cache", p.value_cache},
+                                                     {"query_starts", p.query_starts},
+                                                     {"context_lens", p.context_lens},
+                                                     {"page_table", p.page_table},
+                                                     {"output", p.output},
+                                                     {"lse", p.lse}}));
   // A length is an int32, so that no more than 2^31 - 1 keys can be asked for.
   constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();
   const int64_t total_tokens = p.query.shape[0], max_pages = p.page_table.shape[1];

@@ -129,6 +129,15 @@ std::string explain(const Context& context, const Backend& backend) {
 
 }  // namespace
 
+Status Backend::append_kv(const AppendProblem&, const RunSettings&) const {
+  return Status(StatusCode::kUnsupported, "append_kv: expected a backend that does it");
+}
+
+Status Backend::merge_states(const MergeProblem&, const RunSettings&) const {
+  return Status(StatusCode::kUnsupported,
+                "merge_attention_states: expected a backend that does it");
+}
+
 Result<Selection> select_backend(const Context& context, DeviceType memory) {
   const Result<const Backend*> backend = pick_backend(backend_wish(context), memory);
   if (!backend.ok()) return backend.status();
@@ -153,6 +162,7 @@ Result<Selection> select_backend(const Context& context, DeviceType memory) {
   selection.settings.num_threads = *num_threads;
   selection.settings.executor = context.executor;
   selection.settings.cancellation = Cancellation(context.cancel);
+  selection.settings.cuda = context.cuda;
   return selection;
 }
 

@@ -121,6 +121,30 @@ Status check_same_device(std::initializer_list<NamedTensor> tensors) {
   return {};
 }
 
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache) {
+  if (cache.device.type == DeviceType::kCpu) {
+    if (cuda.stream == nullptr && cuda.max_chunk_size == 0 && cuda.max_context_len == 0 &&
+        !cuda.status.given()) {
+      return {};
+    }
+    return invalid_argument(
+        "cuda: expected no settings for a CUDA device with tensors in memory of the CPU, got some");
+  }
+  if (cuda.max_chunk_size < 0) {
+    return invalid_argument(fmt::format(
+        "cuda.max_chunk_size: expected 0 (total_tokens) or more, got {}", cuda.max_chunk_size));
+  }
+  if (cuda.max_context_len < 0) {
+    return invalid_argument(
+        fmt::format("cuda.max_context_len: expected 0 (max_pages * page_size) or more, got {}",
+                    cuda.max_context_len));
+  }
+  if (!cuda.status.given()) return {};
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", cache}, {"cuda.status", cuda.status}}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("cuda.status", cuda.status, {{"4", 4}}));
+  return check_dtype("cuda.status", cuda.status, {DType::kInt32});
+}
+
 Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view) {
   if (view.device.type == DeviceType::kCpu) return {};
   return Status(

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "pagefill/executor.h"
 #include "pagefill/status.h"
 #include "pagefill/tensor.h"
 
@@ -61,6 +62,9 @@ Status check_written(std::initializer_list<NamedTensor> written,
 
 // All that are given lie where the first does.
 Status check_same_device(std::initializer_list<NamedTensor> tensors);
+
+// Settings of a call whose tensors lie where `cache` does: none on the CPU.
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache);
 
 // For a call that no backend does on other memory.
 Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view);

@@ -157,10 +157,14 @@ Status merge_attention_states(const TensorView& output_a, const TensorView& lse_
                                               {"lse_b", lse_b},
                                               {"merged_output", merged.output},
                                               {"merged_lse", merged.lse}}));
-  PAGEFILL_RETURN_IF_ERROR(check_memory_of_cpu("merge_attention_states", "output_a", output_a));
   PAGEFILL_RETURN_IF_ERROR(check_states(a, b, merged));
   const Result<Selection> where = select_backend(context, output_a.device.type);
   if (!where.ok()) return where.status();
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, output_a));
+  if (output_a.device.type != DeviceType::kCpu) {
+    return where->backend->merge_states(
+        {output_a, lse_a, output_b, lse_b, merged.output, merged.lse}, where->settings);
+  }
 
   const MergeRow merge = merge_row_of(output_a.dtype);
   const int64_t num_q_heads = output_a.shape[1];

@@ -89,4 +89,25 @@ struct Problem {
   }
 };
 
+// New keys or new values, and the cache that they go to.
+struct Transfer {
+  TensorView tokens;               // [total_tokens, num_kv_heads, head_dim]
+  MutableTensorView cache;         // [num_kv_heads, total_num_pages, page_size, head_dim]
+  CacheScale scale;                // to quantise with,
+  MutableTensorView chosen_scale;  // or to be chosen: [num_kv_heads, total_num_pages, page_size]
+};
+
+// An append_kv whose arguments have been checked; of `batch` the metadata, page_size and num_seqs count, and
+// key_cache as what the metadata speak of.
+struct AppendProblem {
+  Problem batch;
+  Transfer keys, values;
+};
+
+// A merge_attention_states whose arguments have been checked.
+struct MergeProblem {
+  TensorView output_a, lse_a, output_b, lse_b;
+  MutableTensorView output, lse;  // lse: or not given
+};
+
 }  // namespace pagefill

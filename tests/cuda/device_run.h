@@ -75,6 +75,10 @@ class DeviceRun {
     return numbers;
   }
 
+  // Other memory than the arguments'.
+  void use_caches(const TensorView& keys, const TensorView& values) {
+    device_.views().key_cache = keys, device_.views().value_cache = values;
+  }
   const Arguments& views() const { return device_.views(); }
   DeviceCopies& memory() { return device_.memory(); }
   // The bytes of a row of the host's output, after run or finish.

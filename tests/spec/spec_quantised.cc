@@ -156,10 +156,7 @@ TEST(Quantised, ScalesMayLieBehindTheirRowsInTheCache) {
                      {pages * slots * kRow / 4, slots * kRow / 4, kRow / 4});
     }
     ASSERT_TRUE(call(plain, where).ok());
-    const Status status =
-        cli::ragged_from_host(fused.query, fused.key_cache, fused.value_cache, fused.query_starts,
-                              fused.context_lens, fused.page_table, fused.options, fused.output,
-                              {.backend = where.backend, .cpu_target = where.target});
+    const Status status = call(fused, where);
     ASSERT_TRUE(status.ok()) << status.message();
     EXPECT_EQ(std::memcmp(plain.output_memory.data(), fused.output_memory.data(),
                           static_cast<size_t>(plain.output_memory.size())),

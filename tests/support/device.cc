@@ -55,8 +55,9 @@ DeviceArguments::DeviceArguments(const Arguments& host) : host_(host) {
 
   const auto add = [&](const GuardedBuffer& buffer) {
     const auto size = static_cast<size_t>(buffer.size());
-    moved_.push_back({buffer.data(), buffer.size(),
-                      copies_.copy(buffer.data(), size, static_cast<size_t>(buffer.reserved()))});
+    std::byte* const device =
+        copies_.copy(buffer.data(), size, static_cast<size_t>(buffer.reserved()));
+    moved_.push_back({buffer.data(), buffer.size(), device, true});
   };
   for (const GuardedBuffer& buffer : host.memory) add(buffer);
   add(host.output_memory);
@@ -65,33 +66,39 @@ DeviceArguments::DeviceArguments(const Arguments& host) : host_(host) {
   move(views_.query_starts), move(views_.context_lens), move(views_.page_table);
   move(views_.options.sinks), move(views_.options.kv_start);
   move(views_.options.key_scale), move(views_.options.value_scale);
-  move(views_.output.output), move(views_.output.lse);
+  output_ = move(views_.output.output);
+  lse_ = move(views_.output.lse);
 }
 
 template <typename View>
-void DeviceArguments::move(View& view) const {
-  if (!view.given()) return;
+int DeviceArguments::move(View& view) {
+  if (!view.given()) return -1;
   view.device = {DeviceType::kCuda, 0};
   const auto* const at = static_cast<const std::byte*>(view.data);
-  for (const Moved& m : moved_) {
-    // One past the end: a tensor without elements.
-    if (at >= m.host && at <= m.host + m.size) {
-      view.data = m.device + (at - m.host);
-      return;
-    }
+  int64_t size = dtype_size(view.dtype);
+  for (int i = 0; i < view.rank; ++i) {
+    size += (view.shape[i] - 1) * view.strides[i] * dtype_size(view.dtype);
   }
-  throw std::runtime_error("a view names memory that the arguments do not own");
+  for (size_t i = 0; i < moved_.size(); ++i) {
+    const Moved& m = moved_[i];
+    // One past the end: a tensor without elements.
+    if (!m.is_buffer || at < m.host || at > m.host + m.size) continue;
+    view.data = m.device + (at - m.host);
+    return static_cast<int>(i);
+  }
+  moved_.push_back({at, size, copies_.copy(at, static_cast<size_t>(size)), false});
+  view.data = moved_.back().device;
+  return static_cast<int>(moved_.size()) - 1;
 }
 
 Status DeviceArguments::copy_back() const {
   if (Status status = cli::wait_for_device(); !status.ok()) return status;
-  for (const GuardedBuffer* buffer : {&host_.output_memory, &host_.lse_memory}) {
-    for (const Moved& m : moved_) {
-      if (m.host != buffer->data()) continue;
-      const Status status =
-          cli::copy_to_host(buffer->data(), m.device, static_cast<size_t>(m.size));
-      if (!status.ok()) return status;
-    }
+  for (int i : {output_, lse_}) {
+    if (i < 0) continue;
+    const Moved& m = moved_[static_cast<size_t>(i)];
+    auto* const to = const_cast<std::byte*>(m.host);
+    const Status status = cli::copy_to_host(to, m.device, static_cast<size_t>(m.size));
+    if (!status.ok()) return status;
   }
   return {};
 }

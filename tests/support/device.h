@@ -32,25 +32,29 @@ class DeviceArguments {
   explicit DeviceArguments(const Arguments& host);
 
   const Arguments& views() const { return views_; }
+  Arguments& views() { return views_; }
   DeviceCopies& memory() { return copies_; }
 
   // Copies output and lse, with all that lies around their rows, to the host arguments' memory.
   Status copy_back() const;
 
  private:
-  template <typename View>
-  void move(View& view) const;
-
   struct Moved {
     const std::byte* host;
     int64_t size;
     std::byte* device;
+    bool is_buffer;  // a view of it may claim more than it holds
   };
+
+  // Where the view's memory is, copied there unless it lies in a buffer; -1 where it is not given.
+  template <typename View>
+  int move(View& view);
 
   const Arguments& host_;
   Arguments views_;
   DeviceCopies copies_;
   std::vector<Moved> moved_;
+  int output_ = -1, lse_ = -1;  // in moved_
 };
 
 }  // namespace pagefill::testing

@@ -91,14 +91,50 @@ struct Arguments {
   DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
   int cache_element_size = 0;
 
-  // Scores in units of log2: s = score_factor * dot, or cap_factor * tanh(score_factor * dot).
+  // Scores in units of log2: s = score_factor * dot, or cap_factor * tanh(score_factor * dot). Where nothing
+  // comes between a score and its weight, and the factor is above 0, it is weight_factor instead, and one
+  // fused operation with the subtraction of the maximum; else weight_factor is 1.
   float score_factor = 0;
   float cap_factor = 0;  // 0: no cap
+  float weight_factor = 1;
   float mask_value = 0;  // in units of log2, where masked keys count
   // Weights are 2^weight_shift times what they should be until the row is written: float16 has 2^-24 as its
   // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
   int weight_shift = 0;
   MaskRule mask;
+};
+
+// New keys or new values, and their cache.
+struct AppendRows {
+  const void* tokens = nullptr;
+  int64_t token_stride = 0, token_head_stride = 0;
+  void* cache = nullptr;
+  int64_t cache_head_stride = 0, cache_page_stride = 0, cache_slot_stride = 0;
+  const float* scale = nullptr;  // null: 1
+  int64_t scale_head_stride = 0, scale_page_stride = 0, scale_slot_stride = 0;
+  float* chosen_scale = nullptr;  // or null: not chosen
+  int64_t chosen_head_stride = 0, chosen_page_stride = 0, chosen_slot_stride = 0;
+  int dim = 0;
+};
+
+struct AppendArguments {
+  AppendRows keys, values;
+  Integers query_starts, context_lens, kv_start;
+  const int32_t* page_table = nullptr;
+  int64_t table_seq_stride = 0, table_entry_stride = 0;
+  int32_t* status = nullptr;
+  int64_t num_seqs = 0, total_tokens = 0, total_num_pages = 0, max_pages = 0, page_size = 0;
+  int num_kv_heads = 0;
+  DType tokens_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
+  int tokens_element_size = 0, cache_element_size = 0;
+};
+
+struct MergeArguments {
+  Rows output_a, lse_a, output_b, lse_b, output, lse;
+  int64_t num_rows = 0;
+  int64_t num_q_heads = 0, v_head_dim = 0;
+  DType dtype = DType::kFloat32;
+  int element_size = 0;
 };
 
 }  // namespace pagefill::cuda

@@ -20,7 +20,6 @@ inline constexpr int kSegmentKv = 16 * kTileKv;
 // share 16 rows, and each has a quarter of the tile's keys and of the values' columns.
 inline constexpr int kThreads = 128;
 inline constexpr int kWarpRows = 16;  // of mma.m16n8k16
-inline constexpr int kMaxTileRows = kThreads / 32 * kWarpRows;
 
 // Tables of KV tiles (where its keys lie, its scales) that are held at once: the present one, the two whose
 // loads are issued ahead, and one that is being filled in.

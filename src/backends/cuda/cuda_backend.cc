@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "backends/cuda/config.h"
 #include "backends/cuda/device_guard.h"
@@ -107,8 +108,29 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   const bool has_float16_weights =
       p.query.dtype == DType::kFloat16 && p.key_cache.dtype == DType::kFloat16;
   a.weight_shift = has_float16_weights ? kFloat16WeightShift : 0;
+  const bool is_plain = plan.kernel->cache == cuda::Cache::kSame && a.cap_factor == 0 &&
+                        !p.mask.masked_keys_count && a.score_factor > 0;
+  if (is_plain) std::swap(a.score_factor, a.weight_factor);
   a.mask = p.mask;
   return a;
+}
+
+cuda::AppendRows append_rows(const Transfer& t) {
+  cuda::AppendRows rows;
+  rows.tokens = t.tokens.data;
+  rows.token_stride = t.tokens.strides[0], rows.token_head_stride = t.tokens.strides[1];
+  rows.cache = t.cache.data;
+  rows.cache_head_stride = t.cache.strides[0], rows.cache_page_stride = t.cache.strides[1];
+  rows.cache_slot_stride = t.cache.strides[2];
+  rows.scale = t.scale.data;
+  rows.scale_head_stride = t.scale.head_stride, rows.scale_page_stride = t.scale.page_stride;
+  rows.scale_slot_stride = t.scale.slot_stride;
+  rows.chosen_scale = static_cast<float*>(t.chosen_scale.data);
+  rows.chosen_head_stride = t.chosen_scale.strides[0];
+  rows.chosen_page_stride = t.chosen_scale.strides[1];
+  rows.chosen_slot_stride = t.chosen_scale.strides[2];
+  rows.dim = static_cast<int>(t.cache.shape[3]);
+  return rows;
 }
 
 std::string find_reason() {
@@ -160,6 +182,47 @@ class CudaBackend final : public Backend {
     if (!plan.ok()) return plan.status();
     return launch(arguments_of(p, *plan, settings), *plan,
                   static_cast<cudaStream_t>(settings.cuda.stream));
+  }
+
+  Status append_kv(const AppendProblem& p, const RunSettings& settings) const override {
+    const Problem& batch = p.batch;
+    cuda::AppendArguments a;
+    a.keys = append_rows(p.keys), a.values = append_rows(p.values);
+    a.query_starts = integers(batch.query_starts), a.context_lens = integers(batch.context_lens);
+    a.kv_start = integers(batch.kv_start);
+    a.page_table = static_cast<const int32_t*>(batch.page_table.data);
+    a.table_seq_stride = batch.page_table.strides[0];
+    a.table_entry_stride = batch.page_table.strides[1];
+    a.status = static_cast<int32_t*>(settings.cuda.status.data);
+    a.num_seqs = batch.num_seqs, a.total_tokens = p.keys.tokens.shape[0];
+    a.total_num_pages = batch.key_cache.shape[1], a.max_pages = batch.page_table.shape[1];
+    a.page_size = batch.page_size;
+    a.num_kv_heads = static_cast<int>(batch.key_cache.shape[0]);
+    a.tokens_dtype = p.keys.tokens.dtype, a.cache_dtype = batch.key_cache.dtype;
+    a.tokens_element_size = static_cast<int>(dtype_size(a.tokens_dtype));
+    a.cache_element_size = static_cast<int>(dtype_size(a.cache_dtype));
+    if (a.num_seqs == 0 || a.total_tokens == 0) return {};
+    const cuda::DeviceGuard guard(batch.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    return cuda::cuda_status(
+        "append_kv", cuda::launch_append(a, static_cast<cudaStream_t>(settings.cuda.stream)));
+  }
+
+  Status merge_states(const MergeProblem& p, const RunSettings& settings) const override {
+    cuda::MergeArguments a;
+    a.output_a = rows(p.output_a), a.lse_a = rows(p.lse_a);
+    a.output_b = rows(p.output_b), a.lse_b = rows(p.lse_b);
+    a.output = rows(p.output), a.lse = rows(p.lse);
+    a.num_q_heads = p.output_a.shape[1], a.v_head_dim = p.output_a.shape[2];
+    a.num_rows = p.output_a.shape[0] * a.num_q_heads;
+    a.dtype = p.output_a.dtype;
+    a.element_size = static_cast<int>(dtype_size(a.dtype));
+    if (a.num_rows == 0) return {};
+    const cuda::DeviceGuard guard(p.output_a.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    return cuda::cuda_status(
+        "merge_attention_states",
+        cuda::launch_merge(a, static_cast<cudaStream_t>(settings.cuda.stream)));
   }
 
  private:

@@ -19,8 +19,9 @@ struct ForwardKernel {
   Cache cache;
   int value_cols;
   Tile tile;
-  int min_blocks;   // a multiprocessor has registers for
-  int output_cols;  // 4 accumulators a thread each
+  int min_blocks;    // a multiprocessor has registers for
+  int tile_rows;     // at most
+  int total_floats;  // of a thread, between segments
   const void* function;
   size_t (*shared_bytes)(int tile_rows, int head_dim, int cache_element_size);
 };
@@ -28,6 +29,8 @@ struct ForwardKernel {
 std::span<const ForwardKernel> forward_kernels();
 
 cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream);
+cudaError_t launch_append(const AppendArguments& a, cudaStream_t stream);
+cudaError_t launch_merge(const MergeArguments& a, cudaStream_t stream);
 cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream);
 
 }  // namespace pagefill::cuda

@@ -118,8 +118,7 @@ Workspace lay_out(const Problem& p, const Plan& plan, Arena& arena) {
   w.header = arena.take<ScheduleHeader>(1);
   w.sequences = arena.take<SequencePlan>(p.num_seqs);
   if (plan.max_segments > 1) {
-    w.totals =
-        arena.take<float>(int64_t{plan.num_blocks} * plan.kernel->output_cols * 4 * kThreads);
+    w.totals = arena.take<float>(int64_t{plan.num_blocks} * plan.kernel->total_floats * kThreads);
   }
   w.partial_states = arena.take<float2>(plan.num_states);
   w.partial_values = arena.take<float>(plan.num_states * plan.value_stride);
@@ -139,7 +138,7 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   Plan plan;
   const bool has_few_rows = settings.max_chunk_size <= kWarpRows / p.group;
   plan.kernel = find_kernel(p, has_few_rows ? Tile::kFewRows : Tile::kManyRows);
-  plan.tile_rows = has_few_rows ? kWarpRows : kMaxTileRows;
+  plan.tile_rows = plan.kernel->tile_rows;
   plan.num_value_parts = static_cast<int>(ceil_div(p.v_head_dim, plan.kernel->value_cols));
   plan.max_segments = std::max<int64_t>(max_segments(p, settings), 1);
   plan.value_stride = static_cast<int>(p.v_head_dim);

@@ -32,7 +32,11 @@ struct Config {
   using Value = std::conditional_t<kIsStaged && !kIsFloat, __nv_bfloat16, Element>;
   static constexpr int kValueCols = kValueCols_;  // value columns of a task, at most
   static constexpr int kKeyWarps = kKeyWarps_;
-  static constexpr int kRowWarps = kThreads / 32 / kKeyWarps;
+  // Row blocks of 16 that a warp has, kBlockStep rows apart: two of them use each fragment of keys and of
+  // values twice and hide each other's latencies, and leave registers for two blocks a multiprocessor.
+  static constexpr int kRowBlocks = kKeyWarps == 1 && !kIsFloat && kValueCols <= 128 ? 2 : 1;
+  static constexpr int kBlockStep = kThreads / 32 / kKeyWarps * kWarpRows;
+  static constexpr int kTileRows = kRowBlocks * kBlockStep;
 
   // Keys and values travel in pieces of kTileKv keys and kPiece elements of each: 16 KiB, and 8 KiB where
   // that is all there is.
@@ -53,12 +57,13 @@ struct Config {
   static constexpr int kWeightsRow = kTileKv + kPad;
 
   // Registers for this many blocks a multiprocessor: 64 or 128 accumulators a thread leave so many.
-  static constexpr int kMinBlocks = kOutputCols >= 32 ? 2 : 3;
+  static constexpr int kMinBlocks = kRowBlocks > 1 || kOutputCols >= 32 ? 2 : 3;
 };
 
-// Bytes from the beginning of a block's shared memory.
+// Bytes from the beginning of a block's shared memory. What depends on the call comes last, so that the
+// addresses of the rest are constants and take no registers.
 struct SharedLayout {
-  int queries, ring, staged, weights, exchange, rows, tables, size;
+  int tables, rows, exchange, quarters, staged, ring, weights, queries, size;
 };
 
 template <class C>
@@ -76,16 +81,19 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
     at += (bytes + 127) / 128 * 128;
     return from;
   };
-  layout.queries = take(tile_rows * query_row<C>(head_dim) * element);
-  layout.ring = take(C::kStages * kTileKv * C::kPiece * cache_element_size);
+  layout.tables = take(kTables * static_cast<int>(sizeof(TileTable)));
+  layout.rows = take(C::kTileRows * kRowKeysBytes);
+  // Maxima of each warp, and a quarter of the tile's sums of each thread.
+  layout.exchange = take(C::kKeyWarps > 1 ? C::kKeyWarps * kWarpRows * 4 : 0);
+  layout.quarters = take(C::kKeyWarps > 1 ? 2 * kThreads * 4 : 0);
   layout.staged = take(C::kIsStaged ? kTileKv * C::kPieceRow * element : 0);
+  layout.ring =
+      take(C::kStages * kTileKv * C::kPiece * (C::kIsStaged ? cache_element_size : element));
   // Weights go through shared memory where the warps of a row exchange them, or where a thread needs those
   // of other lanes one by one.
   const bool has_weights = C::kKeyWarps > 1 || C::kIsFloat;
   layout.weights = take(has_weights ? tile_rows * C::kWeightsRow * element : 0);
-  layout.exchange = take(C::kKeyWarps > 1 ? C::kKeyWarps * kWarpRows * 4 : 0);
-  layout.rows = take(tile_rows * kRowKeysBytes);
-  layout.tables = take(kTables * static_cast<int>(sizeof(TileTable)));
+  layout.queries = take(tile_rows * query_row<C>(head_dim) * element);
   layout.size = at;
   return layout;
 }

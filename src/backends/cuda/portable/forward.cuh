@@ -13,6 +13,7 @@ struct Shared {
   char* staged;
   char* weights;
   float* exchange;
+  float* quarters;
   RowKeys* rows;
   TileTable* tables;
   int piece_bytes;
@@ -24,9 +25,10 @@ struct Shared {
     staged = base + at.staged;
     weights = base + at.weights;
     exchange = reinterpret_cast<float*>(base + at.exchange);
+    quarters = reinterpret_cast<float*>(base + at.quarters);
     rows = reinterpret_cast<RowKeys*>(base + at.rows);
     tables = reinterpret_cast<TileTable*>(base + at.tables);
-    piece_bytes = kTileKv * C::kPiece * a.cache_element_size;
+    piece_bytes = kTileKv * C::kPiece * (C::kIsStaged ? a.cache_element_size : 2);
   }
 };
 
@@ -105,18 +107,29 @@ struct Pipeline {
 // The rows of one task, and what is known of them.
 template <class C>
 struct Block {
-  float max[2] = {-kInfinity, -kInfinity};
-  Sums<C> sums;
-  RowState totals[2];
-  float output[C::kOutputCols][4];
+  float max[C::kRowBlocks][2];
+  Sums sums[C::kRowBlocks];
+  Outputs<C> output;
 };
 
+// Calls run with the number of row blocks that a warp has work for, as a constant.
+template <class C, typename Run>
+__device__ __forceinline__ void with_blocks(int num_blocks, const Run& run) {
+  if constexpr (C::kRowBlocks == 2) {
+    if (num_blocks == 2) return run(std::integral_constant<int, 2>());
+  }
+  if (num_blocks > 0) run(std::integral_constant<int, 1>());
+}
+
 template <class C>
-__device__ __forceinline__ void clear(float (&x)[C::kOutputCols][4]) {
+__device__ __forceinline__ void clear(Outputs<C>& output) {
 #pragma unroll
-  for (int col = 0; col < C::kOutputCols; ++col) {
+  for (auto& block : output) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) x[col][e] = 0;
+    for (auto& col : block) {
+#pragma unroll
+      for (float& x : col) x = 0;
+    }
   }
 }
 
@@ -128,7 +141,11 @@ struct Place {
       : warp_row(threadIdx.x / 32 / C::kKeyWarps * kWarpRows),
         key_warp(threadIdx.x / 32 % C::kKeyWarps),
         lane(threadIdx.x % 32) {}
-  __device__ int row(int r) const { return warp_row + lane / 4 + 8 * r; }
+  __device__ int row(int m, int r) const { return m * C::kBlockStep + warp_row + lane / 4 + 8 * r; }
+  // Row blocks that hold some of so many rows.
+  __device__ int num_blocks(int num_rows) const {
+    return max(0, min(C::kRowBlocks, (num_rows - warp_row - 1 + C::kBlockStep) / C::kBlockStep));
+  }
   __device__ int first_score_col() const { return key_warp * C::kScoreCols; }
   __device__ int first_value_col() const { return key_warp * C::kPieceCols; }
   // Of the task's value columns.
@@ -150,7 +167,7 @@ __device__ __forceinline__ void place_weights(const Place<C>& place, const Share
       const int key = (place.first_score_col() + col) * 8 + place.lane % 4 * 2;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        *reinterpret_cast<float2*>(to + place.row(r) * C::kWeightsRow + key) = {
+        *reinterpret_cast<float2*>(to + place.row(0, r) * C::kWeightsRow + key) = {
             weights[col][2 * r], weights[col][2 * r + 1]};
       }
     }
@@ -197,42 +214,44 @@ __device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& sha
 template <class C, int kPiece>
 __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
                                            const Place<C>& place, Pipeline<C>& pipeline,
-                                           Block<C>& block, uint32_t (&packed)[kTileKv / 16][4],
-                                           bool is_active, bool must_select, int tile_begin) {
+                                           Block<C>& block, PackedWeights<C>& packed,
+                                           int num_blocks, bool must_select, int tile_begin) {
   if constexpr (kPiece < C::kValuePieces) {
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
     if (num_dims <= 0) return;
     char* const piece = staged<C, typename C::Value>(a, shared, pipeline.next());
+    if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
+    const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
     if constexpr (C::kIsFloat) {
-      if (is_active) {
-        const KeyInterval rows[2] = {shared.rows[place.row(0)].attended,
-                                     shared.rows[place.row(1)].attended};
+      if (num_blocks > 0) {
+        const KeyInterval rows[2] = {attended(0, 0), attended(0, 1)};
         add_values_float<C, kPiece>(
-            block.output,
+            block.output[0],
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
             reinterpret_cast<const float*>(piece), place.first_value_col(), must_select, tile_begin,
             rows);
       }
     } else {
-      if (kPiece == 0) take_weights(place, shared, packed);
+      if (kPiece == 0) take_weights(place, shared, packed[0]);
       if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
-        if (is_active) {
-          const KeyInterval rows[2] = {shared.rows[place.row(0)].attended,
-                                       shared.rows[place.row(1)].attended};
-          add_not_finite<C, kPiece>(block.output, packed, piece, place.first_value_col(),
+#pragma unroll
+        for (int m = 0; m < C::kRowBlocks; ++m) {
+          if (m >= num_blocks) break;
+          const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
+          add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
                                     tile_begin, rows);
         }
         __syncthreads();
         remove_not_finite<C>(piece);
         __syncthreads();
       }
-      if (is_active) {
-        add_values_mma<C, kPiece>(block.output, packed, ptx::shared_address(piece), num_dims,
-                                  place.first_value_col());
-      }
+      with_blocks<C>(num_blocks, [&](auto blocks) {
+        add_values_mma<C, kPiece, blocks>(block.output, packed, ptx::shared_address(piece),
+                                          num_dims, place.first_value_col());
+      });
     }
-    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, is_active, must_select,
+    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
                               tile_begin);
   }
 }

@@ -56,9 +56,9 @@ template <class C>
 __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
                                          const Place<C>& place, const TaskKeys& keys, int tile,
                                          int32_t& entry_ahead, bool must_select, bool must_mask,
-                                         bool is_active, Pipeline<C>& pipeline, Block<C>& block) {
+                                         int num_blocks, Pipeline<C>& pipeline, Block<C>& block) {
   const TileTable& table = shared.tables[tile % kTables];
-  float scores[C::kScoreCols][4] = {};
+  Scores<C> scores = {};
 #pragma unroll 1
   for (int i = 0; i < pipeline.key_pieces; ++i) {
     char* piece = pipeline.next();
@@ -67,34 +67,45 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
       entry_ahead = read_entry(a, keys, tile + 3);
     }
     piece = staged<C, typename C::Element>(a, shared, piece);
-    if (!is_active) continue;
+    if (num_blocks == 0) continue;
     const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
     const int row_elements = query_row<C>(a.keys.dim);
     const auto* const queries = shared.queries + place.warp_row * row_elements;
     if constexpr (C::kIsFloat) {
-      add_scores_float<C>(scores, queries + i * C::kPiece, row_elements, num_dims,
+      add_scores_float<C>(scores[0], queries + i * C::kPiece, row_elements, num_dims,
                           reinterpret_cast<const float*>(piece), place.first_score_col());
     } else {
-      add_scores_mma<C>(scores, ptx::shared_address(queries), row_elements * 2, i * C::kPiece / 8,
-                        num_dims, ptx::shared_address(piece), place.first_score_col());
+      with_blocks<C>(num_blocks, [&](auto blocks) {
+        add_scores_mma<C, blocks>(scores, ptx::shared_address(queries), row_elements * 2,
+                                  i * C::kPiece / 8, num_dims, ptx::shared_address(piece),
+                                  place.first_score_col());
+      });
     }
   }
-  uint32_t packed[kTileKv / 16][4];
-  if (is_active) {
-    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
-    scale_scores<C>(a, table, first_key, scores);
-    if (must_mask || (table.is_bad[0] | table.is_bad[1]) != 0) {
-      const RowKeys rows[2] = {shared.rows[place.row(0)], shared.rows[place.row(1)]};
-      mask_scores<C>(a, table, tile_begin, first_key, rows, scores);
+  PackedWeights<C> packed;
+  const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+  const bool is_masked = must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
+  with_blocks<C>(num_blocks, [&](auto blocks) {
+#pragma unroll
+    for (int m = 0; m < blocks; ++m) {
+      scale_scores<C>(a, table, first_key, scores[m]);
+      if (is_masked) {
+        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+        mask_scores<C>(a, table, tile_begin, first_key, rows, scores[m]);
+      }
     }
-    softmax<C>(a, shared.exchange, block.max, block.sums, block.output, scores);
-    if constexpr (C::kIsStaged) {
-      const RowKeys rows[2] = {shared.rows[place.row(0)], shared.rows[place.row(1)]};
-      scale_weights<C>(table, tile_begin, first_key, must_mask, rows, scores);
+#pragma unroll
+    for (int m = 0; m < blocks; ++m) {
+      softmax<C>(a, shared.exchange, shared.quarters, block.max[m], block.sums[m], block.output[m],
+                 scores[m]);
+      if constexpr (C::kIsStaged) {
+        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+        scale_weights<C>(table, tile_begin, first_key, must_mask, rows, scores[m]);
+      }
+      place_weights<C>(place, shared, scores[m], packed[m]);
     }
-    place_weights<C>(place, shared, scores, packed);
-  }
-  add_values<C, 0>(a, shared, place, pipeline, block, packed, is_active, must_select,
+  });
+  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
                    tile * kTileKv);
 }
 
@@ -107,9 +118,11 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
                       task.kv_head};
   const int first_tile = keys.begin / kTileKv;
   const int end_tile = (keys.end - 1 + kTileKv) / kTileKv;
-  const bool is_active = place.warp_row < task.num_rows;
+  const int num_blocks = place.num_blocks(task.num_rows);
 
   Block<C> block;
+#pragma unroll
+  for (int m = 0; m < C::kRowBlocks; ++m) block.max[m][0] = block.max[m][1] = -kInfinity;
   clear<C>(block.output);
   find_rows<C>(a, task, shared.rows);
   fill_table<C>(a, keys, first_tile, read_entry(a, keys, first_tile),
@@ -132,27 +145,27 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue();
 
   constexpr int kSegmentTiles = kSegmentKv / kTileKv;
-  bool is_first = true;
 #pragma unroll 1
   for (int tile = first_tile; tile < end_tile; ++tile) {
+    if (tile % kSegmentTiles == 0 && tile > first_tile) {
+      keep_segment<C>(a, block, tile - kSegmentTiles <= first_tile);
+    }
     const KeyInterval tile_keys = ranges.of_tile(tile);
     // Keys of the tile that some row takes and some does not: their values must not reach the latter.
     const bool must_select = !contains(ranges.all_attended, tile_keys);
     const bool must_mask =
         !contains(ranges.all_visible, {tile * kTileKv, tile * kTileKv + kTileKv});
-    add_tile<C>(a, shared, place, keys, tile, entry_ahead, must_select, must_mask, is_active,
+    add_tile<C>(a, shared, place, keys, tile, entry_ahead, must_select, must_mask, num_blocks,
                 pipeline, block);
-    const bool is_last = tile + 1 == end_tile;
-    if (is_last || tile % kSegmentTiles == kSegmentTiles - 1) {
-      end_segment<C>(a, shared.exchange, block, is_first, is_last);
-      is_first = false;
-    }
   }
+  RowState totals[C::kRowBlocks][2];
+  const bool is_only = first_tile / kSegmentTiles == (end_tile - 1) / kSegmentTiles;
+  end_segments<C>(a, block, is_only || end_tile <= first_tile, totals);
   ptx::wait_for_copies<0>();
   if (task.segment >= 0) {
-    write_partial<C>(a, task, place, block);
+    write_partial<C>(a, task, place, block, totals);
   } else {
-    write_output<C>(a, task, place, block);
+    write_output<C>(a, task, place, block, totals);
   }
 }
 
@@ -214,7 +227,8 @@ ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
       C::kValueCols,
       C::kKeyWarps == 1 ? Tile::kManyRows : Tile::kFewRows,
       C::kMinBlocks,
-      C::kOutputCols,
+      C::kTileRows,
+      C::kRowBlocks * (C::kOutputCols + 1) * 4,
       reinterpret_cast<const void*>(&forward<C>),
       [](int tile_rows, int head_dim, int cache_element_size) {
         return static_cast<size_t>(shared_layout<C>(tile_rows, head_dim, cache_element_size).size);

@@ -24,12 +24,20 @@ struct RowKeys {
 // ---- 16-bit numbers: tensor cores.
 
 // Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
-inline constexpr int kAhead = 3;
+inline constexpr int kAhead = 1;
 
-// scores += queries * keys of one piece; `queries` begins at the warp's rows, `first_chunk` is the piece's
-// first chunk of a query row.
 template <class C>
-__device__ __forceinline__ void add_scores_mma(float (&scores)[C::kScoreCols][4], uint32_t queries,
+using Scores = float[C::kRowBlocks][C::kScoreCols][4];
+template <class C>
+using Outputs = float[C::kRowBlocks][C::kOutputCols][4];
+// Weights in the places of mma's a, for each 16 keys.
+template <class C>
+using PackedWeights = uint32_t[C::kRowBlocks][kTileKv / 16][4];
+
+// scores += queries * keys of one piece, for the first kBlocks row blocks; `queries` begins at the warp's
+// rows, `first_chunk` is the piece's first chunk of a query row.
+template <class C, int kBlocks>
+__device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queries,
                                                int query_row_bytes, int first_chunk, int num_dims,
                                                uint32_t keys, int first_col) {
   using T = typename C::Element;
@@ -44,30 +52,35 @@ __device__ __forceinline__ void add_scores_mma(float (&scores)[C::kScoreCols][4]
   keys += b_row * C::kPiece * 2;
   // 64 dims at once, zeros behind the last.
 #pragma unroll
-  for (int block = 0; block < C::kPiece / 64; ++block) {
-    if (block * 64 >= num_dims) break;
-    uint32_t q[2][4], k[kAhead + 1][4];
-    const auto load_query = [&](int step) {
-      ptx::load_matrices(q[step % 2],
-                         queries + swizzled(block * 8 + step * 2 + a_chunk, a_row) * 16);
+  for (int part = 0; part < C::kPiece / 64; ++part) {
+    if (part * 64 >= num_dims) break;
+    uint32_t q[kBlocks][4], k[kAhead + 1][4];
+    const auto load_queries = [&](int step) {
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::load_matrices(q[m], queries + m * C::kBlockStep * query_row_bytes +
+                                     swizzled(part * 8 + step * 2 + a_chunk, a_row) * 16);
+      }
     };
     const auto load_keys = [&](int i) {
       if (i >= kSteps * kPairs) return;
       ptx::load_matrices(k[i % (kAhead + 1)],
                          keys + i % kPairs * 16 * C::kPiece * 2 +
-                             swizzled(block * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
+                             swizzled(part * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
     };
-    load_query(0);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) load_keys(i);
 #pragma unroll
     for (int i = 0; i < kSteps * kPairs; ++i) {
       const int step = i / kPairs, col = i % kPairs * 2;
+      if (i % kPairs == 0) load_queries(step);
       load_keys(i + kAhead);
-      if (i % kPairs == 0 && step + 1 < kSteps) load_query(step + 1);
       const uint32_t(&b)[4] = k[i % (kAhead + 1)];
-      ptx::mma<T>(scores[col], q[step % 2], b[0], b[1]);
-      ptx::mma<T>(scores[col + 1], q[step % 2], b[2], b[3]);
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::mma<T>(scores[m][col], q[m], b[0], b[1]);
+        ptx::mma<T>(scores[m][col + 1], q[m], b[2], b[3]);
+      }
     }
   }
 }
@@ -134,37 +147,39 @@ __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4
   }
 }
 
-// output += weights * values of piece kPiece: `weights` in the places of mma's a, for each 16 keys.
-template <class C, int kPiece>
-__device__ __forceinline__ void add_values_mma(float (&output)[C::kOutputCols][4],
-                                               const uint32_t (&weights)[kTileKv / 16][4],
+// output += weights * values of piece kPiece, for the first kBlocks row blocks.
+template <class C, int kPiece, int kBlocks>
+__device__ __forceinline__ void add_values_mma(Outputs<C>& output, const PackedWeights<C>& weights,
                                                uint32_t values, int num_dims, int first_col) {
   using T = typename C::Value;
   const int lane = threadIdx.x % 32;
   // Matrices: keys 0-7 and 8-15 at columns 0-7, then at columns 8-15.
   const int b_row = lane % 16, b_chunk = first_col + lane / 16;
-  constexpr int kBlockCols = C::kPieceCols < 8 ? C::kPieceCols : 8;  // at most 64 columns at once
-  constexpr int kPairs = kBlockCols / 2, kCount = kTileKv / 16 * kPairs;
+  constexpr int kPartCols = C::kPieceCols < 8 ? C::kPieceCols : 8;  // at most 64 columns at once
+  constexpr int kPairs = kPartCols / 2, kCount = kTileKv / 16 * kPairs;
   values += b_row * C::kPiece * 2;
 #pragma unroll
-  for (int block = 0; block < C::kPieceCols; block += kBlockCols) {
-    if ((first_col + block) * 8 >= num_dims) break;
+  for (int part = 0; part < C::kPieceCols; part += kPartCols) {
+    if ((first_col + part) * 8 >= num_dims) break;
     uint32_t v[kAhead + 1][4];
     const auto load_values = [&](int i) {
       if (i >= kCount) return;
       ptx::load_matrices_transposed(v[i % (kAhead + 1)],
                                     values + i / kPairs * 16 * C::kPiece * 2 +
-                                        swizzled(block + i % kPairs * 2 + b_chunk, b_row) * 16);
+                                        swizzled(part + i % kPairs * 2 + b_chunk, b_row) * 16);
     };
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) load_values(i);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int step = i / kPairs, col = kPiece * C::kPieceCols + block + i % kPairs * 2;
+      const int step = i / kPairs, col = kPiece * C::kPieceCols + part + i % kPairs * 2;
       load_values(i + kAhead);
       const uint32_t(&b)[4] = v[i % (kAhead + 1)];
-      ptx::mma<T>(output[col], weights[step], b[0], b[1]);
-      ptx::mma<T>(output[col + 1], weights[step], b[2], b[3]);
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::mma<T>(output[m][col], weights[m][step], b[0], b[1]);
+        ptx::mma<T>(output[m][col + 1], weights[m][step], b[2], b[3]);
+      }
     }
   }
 }

@@ -6,18 +6,11 @@
 
 namespace pagefill::cuda {
 
-// Partial sums of weights: of each quarter of the tile's keys, so that four warps that share a tile add in
-// the order in which one warp does.
-template <class C>
-struct Sums {
-  static constexpr int kCount = 4 / C::kKeyWarps;
-  float of[kCount][2] = {};
-};
-
-// Products to scores in units of log2: scales, cap.
+// Products to scores: scales, cap. In units of log2, but for what a.weight_factor is left to do.
 template <class C>
 __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable& table,
                                              int first_key, float (&scores)[C::kScoreCols][4]) {
+  if (a.weight_factor != 1) return;
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
@@ -90,17 +83,36 @@ __device__ __forceinline__ void tile_max(const float (&scores)[C::kScoreCols][4]
   }
 }
 
-// Scores to weights; sums and outputs so far are rescaled to the new maximum.
+// What a thread knows of the sums of its two rows' weights: of its own keys, all warps' where they share the
+// row. A tile's weights are added as (quarter 0 + quarter 1) + (quarter 2 + quarter 3) of its keys, whoever has
+// computed them.
+struct Sums {
+  float of[2] = {};
+};
+
+// The sum of a thread's weights of one row in the 16 keys of two columns.
 template <class C>
-__device__ __forceinline__ void softmax(const Arguments& a, float* exchange, float (&row_max)[2],
-                                        Sums<C>& sums, float (&output)[C::kOutputCols][4],
+__device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCols][4], int quarter,
+                                             int r) {
+  const float left = __fadd_rn(weights[2 * quarter][2 * r], weights[2 * quarter][2 * r + 1]);
+  const float right =
+      __fadd_rn(weights[2 * quarter + 1][2 * r], weights[2 * quarter + 1][2 * r + 1]);
+  return __fadd_rn(left, right);
+}
+
+// Scores to weights; sums and outputs so far are rescaled to the new maximum. Where four warps share the
+// rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them.
+template <class C>
+__device__ __forceinline__ void softmax(const Arguments& a, float* exchange, float* quarters,
+                                        float (&row_max)[2], Sums& sums,
+                                        float (&output)[C::kOutputCols][4],
                                         float (&scores)[C::kScoreCols][4]) {
   float max[2], rescale[2], reference[2];
   tile_max<C>(scores, exchange, max);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float before = row_max[r];
-    row_max[r] = fmaxf(before, max[r]);
+    row_max[r] = fmaxf(before, __fmul_rn(max[r], a.weight_factor));
     reference[r] = reference_of(row_max[r]);
     rescale[r] = ptx::exp2_approx(before - reference[r]);
     reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
@@ -109,16 +121,19 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      scores[col][e] = ptx::exp2_approx(__fsub_rn(scores[col][e], reference[e / 2]));
+      scores[col][e] =
+          ptx::exp2_approx(__fmaf_rn(scores[col][e], a.weight_factor, -reference[e / 2]));
     }
   }
 #pragma unroll
-  for (int i = 0; i < Sums<C>::kCount; ++i) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float left = __fadd_rn(scores[2 * i][2 * r], scores[2 * i][2 * r + 1]);
-      const float right = __fadd_rn(scores[2 * i + 1][2 * r], scores[2 * i + 1][2 * r + 1]);
-      sums.of[i][r] = __fmaf_rn(sums.of[i][r], rescale[r], __fadd_rn(left, right));
+  for (int r = 0; r < 2; ++r) {
+    if constexpr (C::kKeyWarps > 1) {
+      quarters[r * kThreads + threadIdx.x] = quarter_sum<C>(scores, 0, r);
+      sums.of[r] = __fmul_rn(sums.of[r], rescale[r]);
+    } else {
+      const float low = __fadd_rn(quarter_sum<C>(scores, 0, r), quarter_sum<C>(scores, 1, r));
+      const float high = __fadd_rn(quarter_sum<C>(scores, 2, r), quarter_sum<C>(scores, 3, r));
+      sums.of[r] = __fadd_rn(__fmul_rn(sums.of[r], rescale[r]), __fadd_rn(low, high));
     }
   }
   // A maximum that stays is a factor of 1 exactly: left out for a whole warp, it changes no bit.
@@ -127,6 +142,17 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
   for (int col = 0; col < C::kOutputCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) output[col][e] = __fmul_rn(output[col][e], rescale[e / 2]);
+  }
+}
+
+// Behind a barrier: the tile's sum from its quarters.
+template <class C>
+__device__ __forceinline__ void add_quarters(const float* quarters, Sums& sums) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float* const q = quarters + r * kThreads + lane;
+    sums.of[r] = __fadd_rn(sums.of[r], __fadd_rn(__fadd_rn(q[0], q[32]), __fadd_rn(q[64], q[96])));
   }
 }
 
@@ -148,39 +174,9 @@ __device__ __forceinline__ void scale_weights(const TileTable& table, int tile_b
 }
 
 // The sum of all weights of each of the thread's rows, at a segment's end.
-template <class C>
-__device__ __forceinline__ void sum_of_row(const Sums<C>& sums, float* exchange, float (&sum)[2]) {
-  const int lane = threadIdx.x % 32;
-  float quarters[2][4];
-#pragma unroll
-  for (int i = 0; i < Sums<C>::kCount; ++i) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float x = sums.of[i][r];
-      x = __fadd_rn(x, __shfl_xor_sync(~0u, x, 1));
-      quarters[r][i] = __fadd_rn(x, __shfl_xor_sync(~0u, x, 2));
-    }
-  }
-  if constexpr (C::kKeyWarps > 1) {
-    __syncthreads();  // maxima that are exchanged in the same place have been read
-    const int warp = threadIdx.x / 32;
-    if (lane % 4 == 0) {
-      exchange[warp * kWarpRows + lane / 4] = quarters[0][0];
-      exchange[warp * kWarpRows + lane / 4 + 8] = quarters[1][0];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) quarters[r][w] = exchange[w * kWarpRows + lane / 4 + 8 * r];
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    sum[r] = __fadd_rn(__fadd_rn(quarters[r][0], quarters[r][1]),
-                       __fadd_rn(quarters[r][2], quarters[r][3]));
-  }
+__device__ __forceinline__ float sum_of_row(float of_thread) {
+  const float of_two = __fadd_rn(of_thread, __shfl_xor_sync(~0u, of_thread, 1));
+  return __fadd_rn(of_two, __shfl_xor_sync(~0u, of_two, 2));
 }
 
 }  // namespace pagefill::cuda
