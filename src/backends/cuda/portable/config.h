@@ -12,11 +12,12 @@ namespace pagefill::cuda {
 
 // Where the keys of a KV tile lie; filled in two tiles ahead.
 struct TileTable {
-  const char* keys[kTileKv];  // null: not there, zeros
+  const char* keys[kTileKv];  // of what is not there, some address that is never read
   const char* values[kTileKv];
   float key_scale[kTileKv];
   float value_scale[kTileKv];
-  uint32_t is_bad[kTileKv / 32];  // a bit a key: its table entry is no page
+  uint32_t is_there[kTileKv / 32];  // a bit a key; others are zeros
+  uint32_t is_bad[kTileKv / 32];    // its table entry is no page
 };
 
 inline constexpr int kRowKeysBytes = 16;  // RowKeys, which device code alone knows

@@ -83,7 +83,7 @@ struct Pipeline {
       const TileTable& table = shared.tables[issue_tile % kTables];
       char* const piece = shared.ring + issue_slot * shared.piece_bytes;
       const bool is_key = issue_piece < key_pieces;
-      copy_piece<C>(is_key ? a.keys : a.values, is_key ? table.keys : table.values,
+      copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
                     is_key ? issue_piece * C::kPiece
                            : first_value_col + (issue_piece - key_pieces) * C::kPiece,
                     a.cache_element_size, piece);

@@ -53,12 +53,16 @@ __device__ __forceinline__ void fill_table(const Arguments& a, const TaskKeys& k
   const int32_t slot = is_needed ? token % a.page_size : 0;
   const bool is_there = is_needed && is_page;
   const uint32_t bad = __ballot_sync(~0u, is_needed && !is_page);
-  if (lane_key % 32 == 0) table.is_bad[lane_key / 32] = bad;
+  const uint32_t there = __ballot_sync(~0u, is_there);
+  if (lane_key % 32 == 0) {
+    table.is_bad[lane_key / 32] = bad;
+    table.is_there[lane_key / 32] = there;
+  }
   if (is_needed && !is_page) {
     report(a.status, CudaStatusCode::kPageTable, keys.sequence, token / a.page_size, entry);
   }
   const auto row = [&](const CacheView& cache) -> const char* {
-    if (!is_there) return nullptr;
+    if (!is_there) return static_cast<const char*>(cache.data);
     const int64_t offset =
         keys.kv_head * cache.head_stride + entry * cache.page_stride + slot * cache.slot_stride;
     return static_cast<const char*>(cache.data) + offset * a.cache_element_size;
@@ -108,33 +112,46 @@ __device__ __forceinline__ void copy_narrow(char* to, const char* from, int byte
 // Starts to bring a piece: elements [first_dim, first_dim + kPiece) of a tile's keys or values, zeros where
 // there are none. `rows` are the addresses of the tile's rows.
 template <class C>
-__device__ __forceinline__ void copy_piece(const CacheView& cache, const char* const* rows,
-                                           int first_dim, int element_size, char* piece) {
+__device__ __forceinline__ void copy_piece(const CacheView& cache, const TileTable& table,
+                                           const char* const* rows, int first_dim, int element_size,
+                                           char* piece) {
   constexpr int kChunks = C::kPiece / 8, kSteps = kTileKv * kChunks / kThreads;
+  constexpr int kRowStep = kThreads / kChunks;  // a multiple of 8: a thread's rows swizzle alike
   if constexpr (!C::kIsStaged) element_size = 2;
   const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
   const int dim = first_dim + chunk * 8, bytes = 8 * element_size;
-  const char* const nothing = static_cast<const char*>(cache.data);  // never read
-  // What is all that one address of 16 bits' chunk needs, unrolled; the rest in loops: the code of the main
-  // loop is to stay in the instruction cache.
+  const int place = C::kIsStaged ? chunk : swizzled(chunk, first_row);
+  rows += first_row;
   if (cache.vector_bytes == 16 && bytes == 16) {
+    const uint32_t to = ptx::shared_address(piece + first_row * C::kPiece * 2 + place * 16);
+    const bool is_whole =
+        (table.is_there[0] & table.is_there[1]) == ~0u && first_dim + C::kPiece <= cache.dim;
+    const char* from[kSteps];  // read all at once: a copy waits for its address
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) from[i] = rows[i * kRowStep] + dim * 2;
+    if (is_whole) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        ptx::copy_async_whole(to + i * kRowStep * C::kPiece * 2, from[i]);
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      const int row = first_row + i * (kThreads / kChunks);
-      const char* const from = rows[row];
-      const bool is_there = from != nullptr && dim < cache.dim;
-      const int place = C::kIsStaged ? chunk : swizzled(chunk, row);
-      ptx::copy_async<16>(ptx::shared_address(piece + row * C::kPiece * 2 + place * 16),
-                          is_there ? from + dim * 2 : nothing, is_there);
+      const int row = first_row + i * kRowStep;
+      const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
+      ptx::copy_async<16>(to + i * kRowStep * C::kPiece * 2,
+                          is_there ? from[i] : static_cast<const char*>(cache.data), is_there);
     }
     return;
   }
+  // In loops: the code of the main loop is to stay in the instruction cache.
 #pragma unroll 1
   for (int i = 0; i < kSteps; ++i) {
-    const int row = first_row + i * (kThreads / kChunks);
-    const bool is_there = rows[row] != nullptr && dim < cache.dim;
-    const char* const from = is_there ? rows[row] + dim * element_size : nothing;
-    const int place = C::kIsStaged ? chunk : swizzled(chunk, row);
+    const int row = first_row + i * kRowStep;
+    const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
+    const char* const from =
+        is_there ? rows[i * kRowStep] + dim * element_size : static_cast<const char*>(cache.data);
     copy_narrow(piece + (row * C::kPiece + place * 8) * element_size, from, bytes,
                 cache.vector_bytes, is_there);
   }

@@ -24,7 +24,7 @@ struct RowKeys {
 // ---- 16-bit numbers: tensor cores.
 
 // Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
-inline constexpr int kAhead = 1;
+inline constexpr int kAhead = 2;
 
 template <class C>
 using Scores = float[C::kRowBlocks][C::kScoreCols][4];
@@ -54,12 +54,12 @@ __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queri
 #pragma unroll
   for (int part = 0; part < C::kPiece / 64; ++part) {
     if (part * 64 >= num_dims) break;
-    uint32_t q[kBlocks][4], k[kAhead + 1][4];
+    uint32_t q[2][kBlocks][4], k[kAhead + 1][4];
     const auto load_queries = [&](int step) {
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        ptx::load_matrices(q[m], queries + m * C::kBlockStep * query_row_bytes +
-                                     swizzled(part * 8 + step * 2 + a_chunk, a_row) * 16);
+        ptx::load_matrices(q[step % 2][m], queries + m * C::kBlockStep * query_row_bytes +
+                                               swizzled(part * 8 + step * 2 + a_chunk, a_row) * 16);
       }
     };
     const auto load_keys = [&](int i) {
@@ -68,18 +68,19 @@ __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queri
                          keys + i % kPairs * 16 * C::kPiece * 2 +
                              swizzled(part * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
     };
+    load_queries(0);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) load_keys(i);
 #pragma unroll
     for (int i = 0; i < kSteps * kPairs; ++i) {
       const int step = i / kPairs, col = i % kPairs * 2;
-      if (i % kPairs == 0) load_queries(step);
       load_keys(i + kAhead);
+      if (i % kPairs == 0 && step + 1 < kSteps) load_queries(step + 1);
       const uint32_t(&b)[4] = k[i % (kAhead + 1)];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        ptx::mma<T>(scores[m][col], q[m], b[0], b[1]);
-        ptx::mma<T>(scores[m][col + 1], q[m], b[2], b[3]);
+        ptx::mma<T>(scores[m][col], q[step % 2][m], b[0], b[1]);
+        ptx::mma<T>(scores[m][col + 1], q[step % 2][m], b[2], b[3]);
       }
     }
   }

@@ -23,6 +23,11 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool i
   }
 }
 
+// 16 bytes, all of which are there.
+__device__ __forceinline__ void copy_async_whole(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
