@@ -18,9 +18,13 @@ struct TileTable {
   float value_scale[kTileKv];
   uint32_t is_there[kTileKv / 32];  // a bit a key; others are zeros
   uint32_t is_bad[kTileKv / 32];    // its table entry is no page
+  // Of the tile as a whole: a row does not see all of it; some row takes a key that another does not, whose
+  // value must not reach the latter.
+  bool must_mask, must_select;
 };
 
-inline constexpr int kRowKeysBytes = 16;  // RowKeys, which device code alone knows
+// RowKeys and Task, which device code alone knows.
+inline constexpr int kRowKeysBytes = 16, kTaskBytes = 128;
 
 // kElement: of queries and keys where they are multiplied. kIsStaged: the cache holds something else, which
 // is converted in shared memory. kKeyWarps: warps that share the same 16 rows, 1 or 4.
@@ -64,7 +68,7 @@ struct Config {
 // Bytes from the beginning of a block's shared memory. What depends on the call comes last, so that the
 // addresses of the rest are constants and take no registers.
 struct SharedLayout {
-  int tables, rows, exchange, quarters, staged, ring, weights, queries, size;
+  int task, tables, rows, exchange, quarters, staged, ring, weights, queries, size;
 };
 
 template <class C>
@@ -82,6 +86,7 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
     at += (bytes + 127) / 128 * 128;
     return from;
   };
+  layout.task = take(kTaskBytes);
   layout.tables = take(kTables * static_cast<int>(sizeof(TileTable)));
   layout.rows = take(C::kTileRows * kRowKeysBytes);
   // Maxima of each warp, and a quarter of the tile's sums of each thread.

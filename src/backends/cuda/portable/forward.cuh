@@ -15,6 +15,7 @@ struct Shared {
   float* exchange;
   float* quarters;
   RowKeys* rows;
+  Task* task;
   TileTable* tables;
   int piece_bytes;
 
@@ -27,20 +28,33 @@ struct Shared {
     exchange = reinterpret_cast<float*>(base + at.exchange);
     quarters = reinterpret_cast<float*>(base + at.quarters);
     rows = reinterpret_cast<RowKeys*>(base + at.rows);
+    task = reinterpret_cast<Task*>(base + at.task);
     tables = reinterpret_cast<TileTable*>(base + at.tables);
     piece_bytes = kTileKv * C::kPiece * (C::kIsStaged ? a.cache_element_size : 2);
   }
 };
 
-struct Task {
-  const SequencePlan* plan;
-  int64_t sequence;
-  int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
-  int num_rows;
-  int kv_head;
-  int value_part;
-  int segment;  // absolute, or -1: all
-};
+__device__ __forceinline__ KeyInterval interval(KeyRange range) {
+  return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
+}
+
+// Which keys the rows of a task take.
+__device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t first = task.first_row / a.group;
+  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+  const int64_t first_position = seq.position(first), last_position = seq.position(last);
+  KeyRange any = a.mask.attended(seq, first, last + 1);
+  if (task.segment >= 0) {
+    const int64_t begin = int64_t{task.segment} * kSegmentKv;
+    any = intersect(any, {begin, begin + kSegmentKv});
+  }
+  task.any = interval(any.empty() ? KeyRange{} : any);
+  task.all_attended = interval(
+      intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position)));
+  task.all_visible =
+      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)));
+}
 
 __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   Task task{};
@@ -62,11 +76,9 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   task.first_row = (p.num_tiles - 1 - rest) * a.tile_rows;
   task.num_rows =
       static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
+  task.kv_start = p.kv_start;
+  if (!p.is_bad) find_keys(a, task);
   return task;
-}
-
-__device__ __forceinline__ KeyInterval interval(KeyRange range) {
-  return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
 }
 
 // The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead.

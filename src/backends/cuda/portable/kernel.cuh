@@ -8,41 +8,10 @@
 
 namespace pagefill::cuda {
 
-// Which keys a task's rows take: `any` row, and `all` rows alike.
-struct TaskRanges {
-  KeyInterval any, all_attended, all_visible;
-
-  __device__ KeyInterval of_tile(int tile) const {
-    return {max(tile * kTileKv, any.begin), min(tile * kTileKv + kTileKv, any.end)};
-  }
-};
-
-__device__ __forceinline__ bool contains(KeyInterval outer, KeyInterval inner) {
-  return inner.begin >= outer.begin && inner.end <= outer.end;
-}
-
-__device__ __forceinline__ TaskRanges task_ranges(const Arguments& a, const Task& task) {
-  const SequenceGeometry seq = task.plan->geometry();
-  const int64_t first = task.first_row / a.group;
-  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-  const int64_t first_position = seq.position(first), last_position = seq.position(last);
-  KeyRange any = a.mask.attended(seq, first, last + 1);
-  if (task.segment >= 0) {
-    const int64_t begin = int64_t{task.segment} * kSegmentKv;
-    any = intersect(any, {begin, begin + kSegmentKv});
-  }
-  if (any.empty()) any = {};
-  return {
-      interval(any),
-      interval(
-          intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position))),
-      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)))};
-}
-
 // A thread a row. One that is not there does as the last one.
 template <class C>
 __device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, RowKeys* rows) {
-  static_assert(sizeof(RowKeys) == kRowKeysBytes);
+  static_assert(sizeof(RowKeys) == kRowKeysBytes && sizeof(Task) <= kTaskBytes);
   const int row = threadIdx.x;
   if (row >= a.tile_rows) return;
   const SequenceGeometry seq = task.plan->geometry();
@@ -54,8 +23,7 @@ __device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, 
 // One KV tile: scores, weights, values.
 template <class C>
 __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
-                                         const Place<C>& place, const TaskKeys& keys, int tile,
-                                         int32_t& entry_ahead, bool must_select, bool must_mask,
+                                         const Place<C>& place, int tile, int32_t& entry_ahead,
                                          int num_blocks, Pipeline<C>& pipeline, Block<C>& block) {
   const TileTable& table = shared.tables[tile % kTables];
   Scores<C> scores = {};
@@ -63,8 +31,8 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
   for (int i = 0; i < pipeline.key_pieces; ++i) {
     char* piece = pipeline.next();
     if (i == 0) {
-      fill_table<C>(a, keys, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
-      entry_ahead = read_entry(a, keys, tile + 3);
+      fill_table<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
+      entry_ahead = read_entry(a, *shared.task, tile + 3);
     }
     piece = staged<C, typename C::Element>(a, shared, piece);
     if (num_blocks == 0) continue;
@@ -84,7 +52,7 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
   }
   PackedWeights<C> packed;
   const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
-  const bool is_masked = must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
+  const bool is_masked = table.must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
   with_blocks<C>(num_blocks, [&](auto blocks) {
 #pragma unroll
     for (int m = 0; m < blocks; ++m) {
@@ -100,24 +68,21 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
                  scores[m]);
       if constexpr (C::kIsStaged) {
         const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
-        scale_weights<C>(table, tile_begin, first_key, must_mask, rows, scores[m]);
+        scale_weights<C>(table, tile_begin, first_key, table.must_mask, rows, scores[m]);
       }
       place_weights<C>(place, shared, scores[m], packed[m]);
     }
   });
-  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
+  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, table.must_select,
                    tile * kTileKv);
 }
 
 template <class C>
-__device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared,
-                                         const Task& task) {
+__device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared) {
   const Place<C> place;
-  const TaskRanges ranges = task_ranges(a, task);
-  const TaskKeys keys{task.sequence, task.plan->kv_start, ranges.any.begin, ranges.any.end,
-                      task.kv_head};
-  const int first_tile = keys.begin / kTileKv;
-  const int end_tile = (keys.end - 1 + kTileKv) / kTileKv;
+  const Task& task = *shared.task;
+  const int first_tile = task.any.begin / kTileKv;
+  const int end_tile = (task.any.end - 1 + kTileKv) / kTileKv;
   const int num_blocks = place.num_blocks(task.num_rows);
 
   Block<C> block;
@@ -125,11 +90,11 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   for (int m = 0; m < C::kRowBlocks; ++m) block.max[m][0] = block.max[m][1] = -kInfinity;
   clear<C>(block.output);
   find_rows<C>(a, task, shared.rows);
-  fill_table<C>(a, keys, first_tile, read_entry(a, keys, first_tile),
+  fill_table<C>(a, task, first_tile, read_entry(a, task, first_tile),
                 shared.tables[first_tile % kTables]);
-  fill_table<C>(a, keys, first_tile + 1, read_entry(a, keys, first_tile + 1),
+  fill_table<C>(a, task, first_tile + 1, read_entry(a, task, first_tile + 1),
                 shared.tables[(first_tile + 1) % kTables]);
-  int32_t entry_ahead = read_entry(a, keys, first_tile + 2);
+  int32_t entry_ahead = read_entry(a, task, first_tile + 2);
   load_queries<C>(a, task.plan->query_start, task.kv_head, task.first_row, task.num_rows,
                   shared.queries);
   __syncthreads();
@@ -150,13 +115,7 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
     if (tile % kSegmentTiles == 0 && tile > first_tile) {
       keep_segment<C>(a, block, tile - kSegmentTiles <= first_tile);
     }
-    const KeyInterval tile_keys = ranges.of_tile(tile);
-    // Keys of the tile that some row takes and some does not: their values must not reach the latter.
-    const bool must_select = !contains(ranges.all_attended, tile_keys);
-    const bool must_mask =
-        !contains(ranges.all_visible, {tile * kTileKv, tile * kTileKv + kTileKv});
-    add_tile<C>(a, shared, place, keys, tile, entry_ahead, must_select, must_mask, num_blocks,
-                pipeline, block);
+    add_tile<C>(a, shared, place, tile, entry_ahead, num_blocks, pipeline, block);
   }
   RowState totals[C::kRowBlocks][2];
   const bool is_only = first_tile / kSegmentTiles == (end_tile - 1) / kSegmentTiles;
@@ -203,9 +162,14 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
   for (long long index = shared_task; index < num_tasks; index = shared_task) {
     // Asked for early: the answer is there when the task is done.
     if (threadIdx.x == 0) next = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
-    const Task task = find_task(a, index);
+    if (threadIdx.x < 32) {
+      const Task found = find_task(a, index);
+      if (threadIdx.x == 0) *shared.task = found;
+    }
+    __syncthreads();
+    const Task& task = *shared.task;
     if (!task.plan->is_bad) {
-      run_task<C>(a, shared, task);
+      run_task<C>(a, shared);
     } else if (task.value_part == 0) {
       const int64_t first = task.first_row / a.group;
       const int64_t last = (task.first_row + task.num_rows - 1) / a.group;

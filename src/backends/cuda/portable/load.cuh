@@ -7,22 +7,36 @@
 
 namespace pagefill::cuda {
 
-// The keys of one task: of a sequence, for a row tile, of one KV head.
-struct TaskKeys {
-  int64_t sequence;
-  int32_t kv_start;
-  int32_t begin, end;  // absolute positions that some row of the task takes
-  int kv_head;
-
+// Absolute positions of keys.
+struct KeyInterval {
+  int32_t begin, end;
   __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
+  __device__ bool contains(KeyInterval other) const {
+    return other.begin >= begin && other.end <= end;
+  }
+};
+
+// What a block has in hand: the rows of a row tile, and keys. In shared memory: few ask, and registers are
+// short.
+struct Task {
+  const SequencePlan* plan;
+  int64_t sequence;
+  int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
+  int32_t num_rows;
+  int32_t kv_start;
+  int kv_head;
+  int value_part;
+  int segment;  // absolute, or -1: all
+  // Keys that some row takes, and those that all rows take, and see.
+  KeyInterval any, all_attended, all_visible;
 };
 
 // The table entry of a key of a tile, read long before it is used. A thread a key.
-__device__ __forceinline__ int32_t read_entry(const Arguments& a, const TaskKeys& keys, int tile) {
+__device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int tile) {
   const int32_t key = tile * kTileKv + static_cast<int>(threadIdx.x);
-  if (threadIdx.x >= kTileKv || !keys.contains(key)) return -1;
-  const int32_t page = (key - keys.kv_start) / a.page_size;
-  return a.page_table[keys.sequence * a.table_seq_stride + page * a.table_entry_stride];
+  if (threadIdx.x >= kTileKv || !task.any.contains(key)) return -1;
+  const int32_t page = (key - task.kv_start) / a.page_size;
+  return a.page_table[task.sequence * a.table_seq_stride + page * a.table_entry_stride];
 }
 
 __device__ __forceinline__ void read_scale(const CacheView& cache, float* to, int kv_head,
@@ -42,14 +56,14 @@ __device__ __forceinline__ void read_scale(const CacheView& cache, float* to, in
 // Fills in the table of a tile from the entries that read_entry has read. An entry that is no page of the
 // cache is reported, and never becomes an address.
 template <class C>
-__device__ __forceinline__ void fill_table(const Arguments& a, const TaskKeys& keys, int tile,
+__device__ __forceinline__ void fill_table(const Arguments& a, const Task& task, int tile,
                                            int32_t entry, TileTable& table) {
   const int lane_key = threadIdx.x;
   if (lane_key >= kTileKv) return;
   const int32_t key = tile * kTileKv + lane_key;
-  const bool is_needed = keys.contains(key);
+  const bool is_needed = task.any.contains(key);
   const bool is_page = entry >= 0 && entry < a.total_num_pages;
-  const int32_t token = key - keys.kv_start;
+  const int32_t token = key - task.kv_start;
   const int32_t slot = is_needed ? token % a.page_size : 0;
   const bool is_there = is_needed && is_page;
   const uint32_t bad = __ballot_sync(~0u, is_needed && !is_page);
@@ -58,20 +72,26 @@ __device__ __forceinline__ void fill_table(const Arguments& a, const TaskKeys& k
     table.is_bad[lane_key / 32] = bad;
     table.is_there[lane_key / 32] = there;
   }
+  if (lane_key == 0) {
+    const KeyInterval whole{tile * kTileKv, tile * kTileKv + kTileKv};
+    table.must_mask = !task.all_visible.contains(whole);
+    table.must_select = !task.all_attended.contains(
+        KeyInterval{max(whole.begin, task.any.begin), min(whole.end, task.any.end)});
+  }
   if (is_needed && !is_page) {
-    report(a.status, CudaStatusCode::kPageTable, keys.sequence, token / a.page_size, entry);
+    report(a.status, CudaStatusCode::kPageTable, task.sequence, token / a.page_size, entry);
   }
   const auto row = [&](const CacheView& cache) -> const char* {
     if (!is_there) return static_cast<const char*>(cache.data);
     const int64_t offset =
-        keys.kv_head * cache.head_stride + entry * cache.page_stride + slot * cache.slot_stride;
+        task.kv_head * cache.head_stride + entry * cache.page_stride + slot * cache.slot_stride;
     return static_cast<const char*>(cache.data) + offset * a.cache_element_size;
   };
   table.keys[lane_key] = row(a.keys);
   table.values[lane_key] = row(a.values);
   if constexpr (C::kIsStaged) {
-    read_scale(a.keys, &table.key_scale[lane_key], keys.kv_head, entry, slot, is_there);
-    read_scale(a.values, &table.value_scale[lane_key], keys.kv_head, entry, slot, is_there);
+    read_scale(a.keys, &table.key_scale[lane_key], task.kv_head, entry, slot, is_there);
+    read_scale(a.values, &table.value_scale[lane_key], task.kv_head, entry, slot, is_there);
   }
 }
 

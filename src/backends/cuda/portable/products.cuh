@@ -9,12 +9,6 @@
 
 namespace pagefill::cuda {
 
-// Absolute positions of keys.
-struct KeyInterval {
-  int32_t begin, end;
-  __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
-};
-
 // Which keys a row takes; in shared memory, as only tiles at an edge ask.
 struct RowKeys {
   KeyInterval attended;  // what takes part
