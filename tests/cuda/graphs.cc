@@ -64,6 +64,28 @@ TEST(CudaGraphs, ReplayOtherLengthsThanWereCaptured) {
   cudaGraphDestroy(graph);
 }
 
+TEST(CudaStreams, DoNotDisturbEachOther) {
+  PAGEFILL_NEEDS_GPU();
+  const Problem p = decode_problem(1500), q = decode_problem(900);
+  DeviceRun alone_p(p, kDecode), alone_q(q, kDecode);
+  alone_p.run();
+  alone_q.run();
+  DeviceRun on_first(p, kDecode), on_second(q, kDecode);
+  on_first.take_workspace();
+  on_second.take_workspace();
+  const Stream first, second;
+  on_first.context.cuda.stream = first.get();
+  on_second.context.cuda.stream = second.get();
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(on_first.enqueue().ok());
+    ASSERT_TRUE(on_second.enqueue().ok());
+  }
+  on_first.finish();
+  on_second.finish();
+  expect_same_rows(on_first, alone_p, 3, 8);
+  expect_same_rows(on_second, alone_q, 3, 8);
+}
+
 TEST(CudaPlans, ChangeNoBit) {
   PAGEFILL_NEEDS_GPU();
   const Problem p = decode_problem(1500);

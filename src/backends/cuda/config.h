@@ -7,8 +7,8 @@
 namespace pagefill::cuda {
 
 // Keys of a KV tile; a tile begins at an absolute multiple of it, whatever chunk, page or window, so that
-// every row adds its keys in the same order. 64 keys of 128 16-bit numbers are 16 KiB: three of them in
-// flight, and the queries, leave room for three blocks on a Hopper multiprocessor.
+// every row adds its keys in the same order. 64 keys of 128 16-bit numbers are 16 KiB: with three of
+// them in shared memory, and the queries, two blocks fit a Hopper multiprocessor, and three of few rows.
 inline constexpr int kTileKv = 64;
 
 // Keys of a segment, the range that one block may reduce alone; a part of every row's order of summation,
