@@ -44,9 +44,17 @@ Status check_workspace(std::span<std::byte> workspace, size_t size, Device devic
 }
 
 // The plan of a call on a CUDA device, without a 0 in it.
-Result<CudaSettings> plan_cuda(const Problem& p, CudaSettings cuda) {
+Result<CudaSettings> plan_cuda(const Problem& p, const Context& context) {
+  CudaSettings cuda = context.cuda;
   PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(cuda, p.key_cache));
   if (p.device.type == DeviceType::kCpu) return cuda;
+  if (context.cancel != nullptr) {
+    return Status(
+        StatusCode::kUnsupported,
+        fmt::format("cancel: expected none with memory of {}, where a call only enqueues, "
+                    "got one",
+                    device_string(p.device)));
+  }
   PAGEFILL_RETURN_IF_ERROR(
       check_written({{"cuda.status", cuda.status}}, {{"query", p.query},
                                                      {"key_cache", p.key_cache},
@@ -83,7 +91,7 @@ Result<Call> prepare(const TensorView& query, const TensorView& key_cache,
   if (!problem.ok()) return problem.status();
   Result<Selection> plan = select_backend(context, problem->device.type);
   if (!plan.ok()) return plan.status();
-  Result<CudaSettings> cuda = plan_cuda(*problem, context.cuda);
+  Result<CudaSettings> cuda = plan_cuda(*problem, context);
   if (!cuda.ok()) return cuda.status();
   plan->settings.cuda = *cuda;
   return Call{std::move(*problem), std::move(*plan)};

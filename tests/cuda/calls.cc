@@ -1,4 +1,6 @@
 // What a call on a device asks for, and what it refuses.
+#include <atomic>
+
 #include "cuda/device_run.h"
 
 namespace pagefill::testing {
@@ -60,6 +62,18 @@ TEST(CudaCalls, RefuseAPlanBelowZero) {
   run.context.cuda.max_context_len = -2;
   expect_error(run.enqueue(), StatusCode::kInvalidArgument,
                "cuda.max_context_len: expected 0 (max_pages * page_size) or more, got -2");
+}
+
+TEST(CudaCalls, RefuseToBeCancelled) {
+  PAGEFILL_NEEDS_GPU();
+  const Problem p = small_problem();
+  DeviceRun run(p, kChunks);
+  const std::atomic<int32_t> cancel = 0;
+  run.context.cancel = &cancel;
+  expect_error(
+      run.enqueue(), StatusCode::kUnsupported,
+      "cancel: expected none with memory of CUDA device 0, where a call only enqueues, got "
+      "one");
 }
 
 TEST(CudaCalls, OnMemoryOfTheCpuTakeNoSettingsOfADevice) {
