@@ -85,12 +85,11 @@ Status finish_shape(BenchArguments& arguments) {
 }
 
 std::string json_line(const BenchShape& shape, int num_threads, const Measurement& result) {
-  return nlohmann::ordered_json{
+  nlohmann::ordered_json line{
       {"backend", result.backend},
       {"target", result.target},
       {"dtype", dtype_name(shape.dtype)},
       {"cache_dtype", dtype_name(shape.kv_dtype())},
-      {"batch", shape.batch},
       {"chunk", shape.chunk},
       {"context", shape.context},
       {"num_q_heads", shape.num_q_heads},
@@ -105,16 +104,16 @@ std::string json_line(const BenchShape& shape, int num_threads, const Measuremen
       {"cache_bytes", result.cache_bytes},
       {"peak_bandwidth", result.peak_bandwidth},
       {"share_of_bandwidth", result.share_of_bandwidth()},
-  }
-      .dump();
+  };
+  if (shape.batch > 1) line["batch"] = shape.batch;
+  return line.dump();
 }
 
 std::string title(const BackendChoice& choice, const PeakKernels* kernels) {
   if (kernels == nullptr) {
     return fmt::format(
         "pagefill {}: backend {}, {}; times of a graph by events, inputs rotated beyond the L2; "
-        "peaks "
-        "are mma.sync (float32: multiply-adds) and a copy's bytes read and written",
+        "peaks are mma.sync (float32: multiply-adds) and a copy's bytes read and written",
         version(), choice.backend, device_name());
   }
   const std::string target = choice.target.empty() ? "" : fmt::format(", {}", choice.target);
