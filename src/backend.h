@@ -21,7 +21,7 @@ struct RunSettings {
   Executor* executor = nullptr;      // null: pagefill's own threads
   std::span<std::byte> workspace{};  // exactly what workspace_size asked for
   Cancellation cancellation;
-  CudaSettings cuda{};               // no 0 left in its plan
+  CudaSettings cuda{};  // no 0 left in its plan
 };
 
 class Backend {
