@@ -110,12 +110,20 @@ std::string device_string(Device device) {
 }
 
 Status check_same_device(std::initializer_list<NamedTensor> tensors) {
-  const NamedTensor& first = *tensors.begin();
+  // Of two places the one where more tensors are is meant, so that the one that strays is named.
+  const NamedTensor* meant = nullptr;
+  std::ptrdiff_t most = 0;
   for (const NamedTensor& tensor : tensors) {
-    if (!tensor.view.given() || tensor.view.device == first.view.device) continue;
+    const auto count = std::count_if(tensors.begin(), tensors.end(), [&](const NamedTensor& other) {
+      return other.view.given() && other.view.device == tensor.view.device;
+    });
+    if (tensor.view.given() && count > most) meant = &tensor, most = count;
+  }
+  for (const NamedTensor& tensor : tensors) {
+    if (!tensor.view.given() || tensor.view.device == meant->view.device) continue;
     return Status(StatusCode::kUnsupported,
                   fmt::format("{}: expected memory of {}, where {} is, got memory of {}",
-                              tensor.name, device_string(first.view.device), first.name,
+                              tensor.name, device_string(meant->view.device), meant->name,
                               device_string(tensor.view.device)));
   }
   return {};

@@ -60,7 +60,7 @@ struct NamedTensor {
 Status check_written(std::initializer_list<NamedTensor> written,
                      std::initializer_list<NamedTensor> read);
 
-// All that are given lie where the first does.
+// All that are given lie in one place.
 Status check_same_device(std::initializer_list<NamedTensor> tensors);
 
 // Settings of a call whose tensors lie where `cache` does: none on the CPU.

@@ -137,7 +137,9 @@ std::string find_reason() {
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     cudaGetLastError();  // it is no error of the caller's
-    return cudaGetErrorString(error);
+    int driver = 0;      // stays 0 where there is none
+    cudaDriverGetVersion(&driver);
+    return driver == 0 ? "no NVIDIA driver" : cudaGetErrorString(error);
   }
   for (int i = 0; i < count; ++i) {
     int major = 0;
