@@ -68,10 +68,9 @@ Result<const Backend*> best_backend(DeviceType memory) {
     if (reason.empty()) return backend;
     why = fmt::format(": {} is not available here: {}", backend->name(), reason);
   }
-  return Status(
-      StatusCode::kUnsupported,
-      fmt::format("key_cache: expected memory that a backend works on, got memory of {}{}",
-                  memory_name(memory), why));
+  return Status(StatusCode::kUnsupported,
+                fmt::format("tensors: expected memory that a backend works on, got memory of {}{}",
+                            memory_name(memory), why));
 }
 
 Result<const Backend*> pick_backend(const Wish& wish, DeviceType memory) {
@@ -83,8 +82,8 @@ Result<const Backend*> pick_backend(const Wish& wish, DeviceType memory) {
       if (!why.empty()) return unavailable(wish, why);
       if (backend->memory() != memory) {
         return Status(StatusCode::kUnsupported,
-                      fmt::format("{}: expected a backend that works on memory of {}, where "
-                                  "key_cache is, got {}",
+                      fmt::format("{}: expected a backend that works on memory of {}, where the "
+                                  "tensors are, got {}",
                                   wish.source, memory_name(memory), wish.name));
       }
       return backend;

@@ -115,8 +115,8 @@ TEST(CudaCalls, OnABackendOfTheCpuAreRefusedByName) {
   expect_error(ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts,
                                      a.context_lens, a.page_table, a.options, a.output, context),
                StatusCode::kUnsupported,
-               "backend: expected a backend that works on memory of a CUDA device, where key_cache "
-               "is, got cpu");
+               "backend: expected a backend that works on memory of a CUDA device, where the "
+               "tensors are, got cpu");
 }
 
 }  // namespace
