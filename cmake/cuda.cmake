@@ -1,15 +1,21 @@
 # The CUDA backend: compiled where nvcc 13 is found, else left out. `pagefill info` says which.
 set(PAGEFILL_CUDA AUTO CACHE STRING "The CUDA backend: AUTO (where nvcc is found), ON, OFF")
 set_property(CACHE PAGEFILL_CUDA PROPERTY STRINGS AUTO ON OFF)
-# Real architectures, and PTX of the last for what comes after it.
-set(PAGEFILL_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120 CACHE STRING
+# Machine code for these, and PTX of the first, which the driver compiles for any other from there on.
+set(PAGEFILL_CUDA_ARCHITECTURES 80 86-real 89-real 90-real 100-real 120-real CACHE STRING
   "What the CUDA backend is compiled for, as CMAKE_CUDA_ARCHITECTURES takes it")
 
 set(PAGEFILL_WITH_CUDA 0)
 if(NOT PAGEFILL_CUDA STREQUAL "OFF" AND NOT CMAKE_CROSSCOMPILING)
-  find_program(PAGEFILL_NVCC nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin)
-  if(PAGEFILL_NVCC)
-    set(CMAKE_CUDA_COMPILER ${PAGEFILL_NVCC} CACHE FILEPATH "")
+  if(NOT CMAKE_CUDA_COMPILER AND DEFINED ENV{CUDACXX})
+    set(CMAKE_CUDA_COMPILER $ENV{CUDACXX} CACHE FILEPATH "")
+  elseif(NOT CMAKE_CUDA_COMPILER)
+    find_program(PAGEFILL_NVCC nvcc PATHS /usr/local/cuda/bin)
+    if(PAGEFILL_NVCC)
+      set(CMAKE_CUDA_COMPILER ${PAGEFILL_NVCC} CACHE FILEPATH "")
+    endif()
+  endif()
+  if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES ${PAGEFILL_CUDA_ARCHITECTURES})
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     enable_language(CUDA)
