@@ -115,13 +115,24 @@ class Measurement {
   Accuracy accuracy_;
 };
 
+// What a weight is off by, relative, beyond float32.
+double weight_unit(const Batch& batch, Weights weights) {
+  const DType query = batch.query.dtype, cache = batch.key_cache.dtype;
+  const bool is_half = query != DType::kFloat32;
+  if (weights == Weights::kBFloat16Target && query == DType::kBFloat16 && cache == query) {
+    return 0x1p-8;
+  }
+  if (weights == Weights::kHalfBackend && is_half && (cache == query || is_quantised(cache))) {
+    return cache == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
+  }
+  return 0;
+}
+
 }  // namespace
 
 Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected,
-                          bool bfloat16_weights) {
-  const bool rounds = bfloat16_weights && batch.query.dtype == DType::kBFloat16 &&
-                      batch.key_cache.dtype == DType::kBFloat16;
-  return Measurement(batch, state, expected, rounds ? 0x1p-8 : 0).run();
+                          Weights weights) {
+  return Measurement(batch, state, expected, weight_unit(batch, weights)).run();
 }
 
 }  // namespace pagefill::cli

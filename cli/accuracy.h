@@ -16,6 +16,8 @@ struct Accuracy {
   std::string failure;   // the first thing wrong; empty: all within tolerance
 };
 
+enum class Weights { kFloat32, kBFloat16Target, kHalfBackend };
+
 inline constexpr double kLseTolerance = 1e-5;
 
 // An element may be off by one rounding of query's dtype and 3 * 2^-24 * sqrt(context_len) of the largest
@@ -25,8 +27,9 @@ inline constexpr double kLseTolerance = 1e-5;
 // error of its score, a walk of head_dim additions and about four roundings more, and a context of a few
 // keys does not hide that. With a quantised cache the expectation is that of the dequantised one, which is
 // exact; a scale is one rounding more, of a score and of a weighted value: 4 and 5 in place of 3 and 4.
-// Weights that the target rounds to bfloat16 (TargetInfo::bfloat16_weights) add 2^-8 of the largest value.
+// Weights that the target rounds to bfloat16 (TargetInfo::bfloat16_weights), or the backend to 16 bits
+// (BackendInfo::half_weights), add 2^-8 of the largest value, or 2^-11 where they are float16.
 Accuracy measure_accuracy(const Batch& batch, const State& state, const Expected& expected,
-                          bool bfloat16_weights = false);
+                          Weights weights = Weights::kFloat32);
 
 }  // namespace pagefill::cli

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "device_call.h"
+
 namespace pagefill::cli {
 
 KeyRange Batch::visible_keys(int64_t s, int64_t position) const {
@@ -56,7 +58,7 @@ State state_for(const Batch& batch) {
 
 Result<State> attend(const Batch& batch, const Context& context) try {
   State state = state_for(batch);
-  const Status status = ragged_page_attention(
+  const Status status = ragged_from_host(
       batch.query, batch.key_cache, batch.value_cache, batch.query_starts, batch.context_lens,
       batch.page_table, batch.options, {state.output.view(), state.lse.view()}, context);
   if (!status.ok()) return status;

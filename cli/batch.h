@@ -71,7 +71,7 @@ struct State {
 // call says so before it looks at the result's.
 State state_for(const Batch& batch);
 
-// Runs ragged_page_attention.
+// Runs ragged_page_attention (ragged_from_host).
 Result<State> attend(const Batch& batch, const Context& context);
 
 }  // namespace pagefill::cli

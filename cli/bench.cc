@@ -10,9 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "bench_device.h"
 #include "bench_measure.h"
 #include "bench_shape.h"
 #include "commands.h"
+#include "device_memory.h"
 #include "pagefill/backend.h"
 #include "peak.h"
 #include "terminal.h"
@@ -83,7 +85,7 @@ Status finish_shape(BenchArguments& arguments) {
 }
 
 std::string json_line(const BenchShape& shape, int num_threads, const Measurement& result) {
-  return nlohmann::ordered_json{
+  nlohmann::ordered_json line{
       {"backend", result.backend},
       {"target", result.target},
       {"dtype", dtype_name(shape.dtype)},
@@ -102,16 +104,23 @@ std::string json_line(const BenchShape& shape, int num_threads, const Measuremen
       {"cache_bytes", result.cache_bytes},
       {"peak_bandwidth", result.peak_bandwidth},
       {"share_of_bandwidth", result.share_of_bandwidth()},
-  }
-      .dump();
+  };
+  if (shape.batch > 1) line["batch"] = shape.batch;
+  return line.dump();
 }
 
-std::string title(const BackendChoice& choice, const PeakKernels& kernels) {
+std::string title(const BackendChoice& choice, const PeakKernels* kernels) {
+  if (kernels == nullptr) {
+    return fmt::format(
+        "pagefill {}: backend {}, {}; times of a graph by events, inputs rotated beyond the L2; "
+        "peaks are mma.sync (float32: multiply-adds) and a copy's bytes read and written",
+        version(), choice.backend, device_name());
+  }
   const std::string target = choice.target.empty() ? "" : fmt::format(", {}", choice.target);
   return fmt::format(
       "pagefill {}: backend {}{}, {} thread{}; peaks are those of {}, measured between the runs",
       version(), choice.backend, target, choice.num_threads, choice.num_threads == 1 ? "" : "s",
-      kernels.target);
+      kernels->target);
 }
 
 // Under these, the columns of table_row.
@@ -148,19 +157,22 @@ int bench(const std::vector<BenchShape>& shapes, const BenchArguments& arguments
   const Context context = arguments.where.context();
   const Result<BackendChoice> choice = choose_backend(context);
   if (!choice.ok()) return wrong_use(choice.status().message());
-  const PeakKernels* kernels = find_peak_kernels(choice->target);
-  if (kernels == nullptr) {
+  const bool on_device = runs_on_device(context);
+  const PeakKernels* kernels = on_device ? nullptr : find_peak_kernels(choice->target);
+  if (kernels == nullptr && !on_device) {
     return wrong_use(fmt::format("no loops that measure the peak of {} here", choice->target));
   }
 
-  PeakMeter meter(*kernels, choice->num_threads);
+  std::optional<PeakMeter> meter;
+  if (!on_device) meter.emplace(*kernels, choice->num_threads);
   Progress progress;
   bool first = true;
   for (const BenchShape& shape : shapes) {
-    const Result<Measurement> result = measure(shape, context, meter, arguments.repeats, progress);
+    const Result<Measurement> result =
+        measure(shape, context, meter ? &*meter : nullptr, arguments.repeats, progress);
     progress.clear();
     if (!result.ok()) return wrong_use(result.status().message());
-    if (first && !arguments.json) fmt::print("{}\n\n{}", title(*choice, *kernels), headings());
+    if (first && !arguments.json) fmt::print("{}\n\n{}", title(*choice, kernels), headings());
     first = false;
     fmt::print("{}\n", arguments.json ? json_line(shape, choice->num_threads, *result)
                                       : table_row(shape, *result));
@@ -182,6 +194,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   const auto count = [shape](const char* name, auto& value, const char* description) {
     shape->add_option(name, value, description)->check(kCount)->option_text("N");
   };
+  count("--batch", s.batch, "sequences in one call (1)");
   count("--chunk", s.chunk, "queries (512)");
   count("--context", s.context, "tokens in the context (4096)");
   shape->add_option("--heads", arguments->heads, "num_q_heads/num_kv_heads (32/8)")

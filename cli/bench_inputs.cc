@@ -75,57 +75,47 @@ AlignedMemory noisy_memory(DType dtype, int64_t num_elements, Noise& noise) {
 }  // namespace
 
 BenchInputs::BenchInputs(const BenchShape& shape)
-    : page_indices_(shape.num_pages()),
-      query_starts_{0, static_cast<int32_t>(shape.chunk)},
-      context_len_{static_cast<int32_t>(shape.context)} {
+    : page_table_(shape.batch * shape.num_pages()),
+      query_starts_(shape.batch + 1),
+      context_lens_(shape.batch, static_cast<int32_t>(shape.context)) {
   Noise noise(1);
-  const int64_t query_elements = shape.chunk * shape.num_q_heads * shape.head_dim;
-  const int64_t slots = shape.num_kv_heads * shape.num_pages() * shape.page_size;
-  query_memory_ = noisy_memory(shape.dtype, query_elements, noise);
-  key_memory_ = noisy_memory(shape.kv_dtype(), slots * shape.head_dim, noise);
-  value_memory_ = noisy_memory(shape.kv_dtype(), slots * shape.value_dim(), noise);
-  output_memory_ =
-      noisy_memory(shape.dtype, shape.chunk * shape.num_q_heads * shape.value_dim(), noise);
+  const int64_t tokens = shape.batch * shape.chunk, pages = shape.batch * shape.num_pages();
+  const int64_t slots = shape.num_kv_heads * pages * shape.page_size;
+  const int64_t heads = shape.num_q_heads, kv_heads = shape.num_kv_heads;
+  const DType dtype = shape.dtype, kv_dtype = shape.kv_dtype();
+  query_memory_ = noisy_memory(dtype, tokens * heads * shape.head_dim, noise);
+  key_memory_ = noisy_memory(kv_dtype, slots * shape.head_dim, noise);
+  value_memory_ = noisy_memory(kv_dtype, slots * shape.value_dim(), noise);
+  output_memory_ = noisy_memory(dtype, tokens * heads * shape.value_dim(), noise);
 
-  std::iota(page_indices_.begin(), page_indices_.end(), 0);
-  std::shuffle(page_indices_.begin(), page_indices_.end(), std::mt19937_64(1));
+  std::iota(page_table_.begin(), page_table_.end(), 0);
+  std::shuffle(page_table_.begin(), page_table_.end(), std::mt19937_64(1));
+  for (int64_t s = 0; s <= shape.batch; ++s) {
+    query_starts_[static_cast<size_t>(s)] = static_cast<int32_t>(s * shape.chunk);
+  }
 
-  query_ = {query_memory_.data(), shape.dtype, {shape.chunk, shape.num_q_heads, shape.head_dim}};
-  key_cache_ = {key_memory_.data(),
-                shape.kv_dtype(),
-                {shape.num_kv_heads, shape.num_pages(), shape.page_size, shape.head_dim}};
-  value_cache_ = {value_memory_.data(),
-                  shape.kv_dtype(),
-                  {shape.num_kv_heads, shape.num_pages(), shape.page_size, shape.value_dim()}};
-  output_ = {
-      output_memory_.data(), shape.dtype, {shape.chunk, shape.num_q_heads, shape.value_dim()}};
-  if (is_quantised(shape.kv_dtype())) {
-    key_scale_.assign(static_cast<size_t>(slots), noise_scale(shape.kv_dtype()));
+  BenchOperands& o = operands_;
+  o.query = {query_memory_.data(), dtype, {tokens, heads, shape.head_dim}};
+  o.key_cache = {key_memory_.data(), kv_dtype, {kv_heads, pages, shape.page_size, shape.head_dim}};
+  o.value_cache = {
+      value_memory_.data(), kv_dtype, {kv_heads, pages, shape.page_size, shape.value_dim()}};
+  o.output = {output_memory_.data(), dtype, {tokens, heads, shape.value_dim()}};
+  o.query_starts = query_starts_;
+  o.context_lens = context_lens_;
+  o.page_table = TensorView(page_table_.data(), {shape.batch, shape.num_pages()});
+  if (is_quantised(kv_dtype)) {
+    key_scale_.assign(static_cast<size_t>(slots), noise_scale(kv_dtype));
     value_scale_ = key_scale_;
-    options_.key_scale = {key_scale_.data(),
-                          {shape.num_kv_heads, shape.num_pages(), shape.page_size}};
-    options_.value_scale = options_.key_scale;
-    options_.value_scale.data = value_scale_.data();
+    o.options.key_scale = {key_scale_.data(), {kv_heads, pages, shape.page_size}};
+    o.options.value_scale = {value_scale_.data(), {kv_heads, pages, shape.page_size}};
   }
-  options_.attn_logits_soft_cap = shape.soft_cap;
-  options_.sliding_window = shape.window;
+  o.options.attn_logits_soft_cap = shape.soft_cap;
+  o.options.sliding_window = shape.window;
   if (shape.sinks) {
-    sink_logits_.resize(shape.num_q_heads);
+    sink_logits_.resize(heads);
     for (float& logit : sink_logits_) logit = noise.normal();
-    options_.sinks = sink_logits_;
+    o.options.sinks = sink_logits_;
   }
-}
-
-Status BenchInputs::run(const Context& context) const {
-  return prefill_page_attention(query_, key_cache_, value_cache_, context_len_, page_indices_,
-                                options_, output_, context);
-}
-
-Result<size_t> BenchInputs::workspace_size(const Context& context) const {
-  const auto num_pages = static_cast<int64_t>(page_indices_.size());
-  return attention_workspace_size(query_, key_cache_, value_cache_, query_starts_, context_len_,
-                                  TensorView(page_indices_.data(), {1, num_pages}), options_,
-                                  output_, context);
 }
 
 double input_bytes(const BenchShape& shape) {
@@ -133,10 +123,11 @@ double input_bytes(const BenchShape& shape) {
   const auto dims = static_cast<double>(shape.head_dim) + static_cast<double>(shape.value_dim());
   const double rows = slots * static_cast<double>(shape.num_kv_heads);
   const double scales = is_quantised(shape.kv_dtype()) ? 2 * rows * sizeof(float) : 0;
-  return scales +
-         dims * (rows * static_cast<double>(dtype_size(shape.kv_dtype())) +
-                 static_cast<double>(shape.chunk) * static_cast<double>(shape.num_q_heads) *
-                     static_cast<double>(dtype_size(shape.dtype)));
+  return static_cast<double>(shape.batch) *
+         (scales +
+          dims * (rows * static_cast<double>(dtype_size(shape.kv_dtype())) +
+                  static_cast<double>(shape.chunk) * static_cast<double>(shape.num_q_heads) *
+                      static_cast<double>(dtype_size(shape.dtype))));
 }
 
 }  // namespace pagefill::cli

@@ -32,24 +32,35 @@ class AlignedMemory {
   size_t size_ = 0;
 };
 
+// What a call takes.
+struct BenchOperands {
+  TensorView query, key_cache, value_cache, query_starts, context_lens, page_table;
+  AttentionOptions options;
+  MutableTensorView output;
+
+  Status run(const Context& context) const {
+    return ragged_page_attention(query, key_cache, value_cache, query_starts, context_lens,
+                                 page_table, options, output, context);
+  }
+  Result<size_t> workspace_size(const Context& context) const {
+    return attention_workspace_size(query, key_cache, value_cache, query_starts, context_lens,
+                                    page_table, options, output, context);
+  }
+};
+
 // Queries, keys and values are normally distributed, or nearly, with variance 1; the pages lie in random
 // order. A quantised cache has scales per slot. Throws std::bad_alloc when there is no such memory.
 class BenchInputs {
  public:
   explicit BenchInputs(const BenchShape& shape);
 
-  Status run(const Context& context) const;
-  Result<size_t> workspace_size(const Context& context) const;
+  const BenchOperands& operands() const { return operands_; }
 
  private:
   AlignedMemory query_memory_, key_memory_, value_memory_, output_memory_;
   std::vector<float> sink_logits_, key_scale_, value_scale_;
-  std::vector<int32_t> page_indices_;
-  int32_t query_starts_[2];
-  int32_t context_len_[1];
-  TensorView query_, key_cache_, value_cache_;
-  MutableTensorView output_;
-  AttentionOptions options_;
+  std::vector<int32_t> page_table_, query_starts_, context_lens_;
+  BenchOperands operands_;
 };
 
 // Bytes that the inputs of a shape take; more than any machine has where an int64 cannot say.

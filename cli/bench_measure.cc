@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "bench_device.h"
 #include "bench_inputs.h"
 
 namespace pagefill::cli {
@@ -22,11 +23,15 @@ int repeats_for(double seconds) {
       std::clamp<double>(std::ceil(kDefaultSeconds / seconds), kMinRepeats, kMaxRepeats));
 }
 
+}  // namespace
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t middle = values.size() / 2;
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
+
+namespace {
 
 // Asked before the memory is, because Linux gives more than there is and ends the process later.
 Status fits_memory(const BenchShape& shape) {
@@ -43,7 +48,7 @@ Status fits_memory(const BenchShape& shape) {
 
 Result<double> timed_run(const BenchInputs& inputs, const Context& context) {
   const auto start = std::chrono::steady_clock::now();
-  const Status status = inputs.run(context);
+  const Status status = inputs.operands().run(context);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!status.ok()) return status;
   return seconds.count();
@@ -51,12 +56,13 @@ Result<double> timed_run(const BenchInputs& inputs, const Context& context) {
 
 }  // namespace
 
-Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter& meter,
+Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter* meter,
                             std::optional<int> repeats, Progress& progress) {
   if (const Status status = fits_memory(shape); !status.ok()) return status;
   progress.show(fmt::format("{}: inputs", describe(shape)));
   const BenchInputs inputs(shape);
-  const Result<size_t> workspace_size = inputs.workspace_size(context);
+  if (meter == nullptr) return measure_on_device(shape, inputs.operands(), context, repeats);
+  const Result<size_t> workspace_size = inputs.operands().workspace_size(context);
   if (!workspace_size.ok()) return workspace_size.status();
   const AlignedMemory workspace(*workspace_size);
   CallReport report;
@@ -75,8 +81,8 @@ Result<Measurement> measure(const BenchShape& shape, const Context& context, Pea
   std::vector<double> seconds;
   for (int i = 0; i < count; ++i) {
     progress.show(fmt::format("{}: {} of {}", describe(shape), i + 1, count));
-    result.peak_bandwidth = std::max(result.peak_bandwidth, meter.measure_bandwidth());
-    result.peak_flops = std::max(result.peak_flops, meter.measure_flops());
+    result.peak_bandwidth = std::max(result.peak_bandwidth, meter->measure_bandwidth());
+    result.peak_flops = std::max(result.peak_flops, meter->measure_flops());
     const Result<double> run = timed_run(inputs, call);
     if (!run.ok()) return run.status();
     seconds.push_back(*run);

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bench_shape.h"
 #include "pagefill/executor.h"
@@ -26,8 +27,11 @@ struct Measurement {
   double share_of_bandwidth() const { return cache_bytes / median_seconds / peak_bandwidth; }
 };
 
+double median(std::vector<double> values);
+
+// `meter`: of the CPU's peaks; null where the call runs on a device, whose peaks are measured there.
 // `repeats`: not given, as many as fit a few seconds, and at least 5.
-Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter& meter,
+Result<Measurement> measure(const BenchShape& shape, const Context& context, PeakMeter* meter,
                             std::optional<int> repeats, Progress& progress);
 
 }  // namespace pagefill::cli

@@ -30,7 +30,7 @@ double useful_flops(const BenchShape& shape) {
     pairs += static_cast<double>(std::max<int64_t>(visible, 0));
   }
   const auto flops_per_pair = static_cast<double>(2 * (shape.head_dim + shape.value_dim()));
-  return pairs * flops_per_pair * static_cast<double>(shape.num_q_heads);
+  return pairs * flops_per_pair * static_cast<double>(shape.num_q_heads * shape.batch);
 }
 
 double visible_cache_bytes(const BenchShape& shape) {
@@ -39,7 +39,8 @@ double visible_cache_bytes(const BenchShape& shape) {
       shape.window ? std::max<int64_t>(first_position - *shape.window + 1, 0) : 0;
   const int64_t bytes_per_key =
       shape.num_kv_heads * (shape.head_dim + shape.value_dim()) * dtype_size(shape.kv_dtype());
-  return static_cast<double>(shape.context - first_key) * static_cast<double>(bytes_per_key);
+  return static_cast<double>(shape.context - first_key) *
+         static_cast<double>(bytes_per_key * shape.batch);
 }
 
 std::string describe(const BenchShape& shape) {
@@ -52,6 +53,7 @@ std::string describe(const BenchShape& shape) {
 
 std::string describe_options(const BenchShape& shape) {
   std::string text;
+  if (shape.batch > 1) text += fmt::format("  batch {}", shape.batch);
   if (shape.kv_dtype() != shape.dtype)
     text += fmt::format("  cache {}", dtype_name(shape.kv_dtype()));
   if (shape.soft_cap) text += fmt::format("  cap {}", *shape.soft_cap);

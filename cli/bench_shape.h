@@ -11,6 +11,7 @@
 namespace pagefill::cli {
 
 struct BenchShape {
+  int64_t batch = 1;  // sequences of the same lengths in one call
   int64_t chunk = 512;
   int64_t context = 4096;
   int64_t num_q_heads = 32;

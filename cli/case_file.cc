@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "device_call.h"
+
 namespace pagefill::cli {
 namespace {
 
@@ -171,7 +173,7 @@ Result<Case> read_case(const std::string& path) {
 Result<State> attend(const Case& c, const Context& context) try {
   if (c.is_ragged) return attend(c.batch(), context);
   State state = state_for(c.batch());
-  const Status status = prefill_page_attention(
+  const Status status = prefill_from_host(
       c.query.view(), c.key_cache.view(), c.value_cache.view(), c.context_lens.view(),
       c.page_table.view(), all_options(c), {state.output.view(), state.lse.view()}, context);
   if (!status.ok()) return status;

@@ -29,12 +29,17 @@ void print_line(const std::string& name, bool available, const std::string& desc
 
 void print_backends() {
   fmt::print("\ncompiled in, best first\n");
+  bool has_cuda = false;
   for (const BackendInfo& backend : list_backends()) {
+    has_cuda = has_cuda || backend.memory == DeviceType::kCuda;
     const std::string why = backend.available ? "" : fmt::format(" ({})", backend.reason);
     print_line(backend.name, backend.available, backend.description + why);
     for (const TargetInfo& target : backend.targets) {
       print_line("  " + target.name, target.available, target.description);
     }
+  }
+  if (!has_cuda) {
+    print_line("cuda", false, "not compiled in: no nvcc of CUDA 13 was found, or it was left out");
   }
 }
 

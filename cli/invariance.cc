@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "device_call.h"
 #include "proof.h"
 #include "variants.h"
 
@@ -65,7 +66,7 @@ Result<State> attend_one_by_one(const Batch& batch, const std::vector<Piece>& pi
     page_indices.strides = {batch.page_table.strides[1]};
     AttentionOptions options = batch.options;
     if (options.kv_start.given()) options.kv_start = from_row(options.kv_start, piece.sequence, 1);
-    const Status status = prefill_page_attention(
+    const Status status = prefill_from_host(
         from_row(batch.query, piece.query_start, piece.num_rows), batch.key_cache,
         batch.value_cache, std::span(&piece.context_len, 1), page_indices, options,
         {from_row(state.output.view(), piece.query_start, piece.num_rows),
@@ -160,9 +161,9 @@ Result<State> attend_with_gaps(const Batch& batch, const Context& context) {
   lse_view.shape[1] = heads;
   copy_tensor(batch.query, query_view);
 
-  const Status status = ragged_page_attention(
-      query_view, batch.key_cache, batch.value_cache, batch.query_starts, batch.context_lens,
-      batch.page_table, batch.options, {output_view, lse_view}, context);
+  const Status status = ragged_from_host(query_view, batch.key_cache, batch.value_cache,
+                                         batch.query_starts, batch.context_lens, batch.page_table,
+                                         batch.options, {output_view, lse_view}, context);
   if (!status.ok()) return status;
   State state = state_for(batch);
   copy_tensor(output_view, state.output.view());

@@ -21,7 +21,7 @@ namespace {
 struct Candidate {
   std::string backend;
   std::string target;
-  bool bfloat16_weights = false;
+  Weights weights = Weights::kFloat32;
 
   std::string name() const { return target.empty() ? backend : backend + " " + target; }
 
@@ -37,10 +37,13 @@ std::vector<Candidate> available_candidates() {
   std::vector<Candidate> candidates;
   for (const BackendInfo& backend : list_backends()) {
     if (!backend.available) continue;
-    if (backend.targets.empty()) candidates.push_back({backend.name, ""});
+    const Weights of_backend = backend.half_weights ? Weights::kHalfBackend : Weights::kFloat32;
+    if (backend.targets.empty()) candidates.push_back({backend.name, "", of_backend});
     for (const TargetInfo& target : backend.targets) {
-      if (target.available)
-        candidates.push_back({backend.name, target.name, target.bfloat16_weights});
+      if (!target.available) continue;
+      const bool rounds = target.bfloat16_weights;
+      candidates.push_back(
+          {backend.name, target.name, rounds ? Weights::kBFloat16Target : of_backend});
     }
   }
   return candidates;
@@ -71,7 +74,7 @@ Result<Outcome> examine(const Case& c, const Expected& expected, const Candidate
       (!candidate.target.empty() && report.target != candidate.target)) {
     outcome.wrong_code_ran = fmt::format("{} {} ran instead", report.backend, report.target);
   }
-  outcome.accuracy = measure_accuracy(c.batch(), *state, expected, candidate.bfloat16_weights);
+  outcome.accuracy = measure_accuracy(c.batch(), *state, expected, candidate.weights);
   const Claim claim{c, *state, context, on_variant};
   Result<Proof> unused_memory = prove_unused_memory_is_unread(claim);
   if (!unused_memory.ok()) return unused_memory.status();

@@ -8,7 +8,11 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
+#if PAGEFILL_WITH_CUDA
+#include "backends/cuda/cuda_backend.h"
+#endif
 #include "backends/reference/reference.h"
+#include "checks.h"
 #include "executor_internal.h"
 
 namespace pagefill {
@@ -16,7 +20,13 @@ namespace {
 
 // Best first. A backend is its folder and its line here.
 std::span<const Backend* const> all_backends() {
-  static const Backend* const backends[] = {cpu_backend(), reference_backend()};
+  static const Backend* const backends[] = {
+    cpu_backend(),
+#if PAGEFILL_WITH_CUDA
+    cuda_backend(),
+#endif
+    reference_backend()
+  };
   return backends;
 }
 
@@ -45,13 +55,37 @@ Status unavailable(const Wish& wish, std::string_view why) {
                 fmt::format("{}: {} is not available here: {}", wish.source, wish.name, why));
 }
 
-Result<const Backend*> pick_backend(const Wish& wish) {
+const char* memory_name(DeviceType memory) {
+  return memory == DeviceType::kCpu ? "the CPU" : "a CUDA device";
+}
+
+// The best one for the memory of the tensors.
+Result<const Backend*> best_backend(DeviceType memory) {
+  std::string why = ": it was not compiled in";
+  for (const Backend* backend : all_backends()) {
+    if (backend->memory() != memory) continue;
+    const std::string reason = backend->unavailable_reason();
+    if (reason.empty()) return backend;
+    why = fmt::format(": {} is not available here: {}", backend->name(), reason);
+  }
+  return Status(StatusCode::kUnsupported,
+                fmt::format("tensors: expected memory that a backend works on, got memory of {}{}",
+                            memory_name(memory), why));
+}
+
+Result<const Backend*> pick_backend(const Wish& wish, DeviceType memory) {
+  if (wish.is_auto()) return best_backend(memory);
   std::vector<std::string> known;
   for (const Backend* backend : all_backends()) {
-    if (wish.is_auto() && backend->unavailable_reason().empty()) return backend;
     if (wish.name == backend->name()) {
       const std::string why = backend->unavailable_reason();
       if (!why.empty()) return unavailable(wish, why);
+      if (backend->memory() != memory) {
+        return Status(StatusCode::kUnsupported,
+                      fmt::format("{}: expected a backend that works on memory of {}, where the "
+                                  "tensors are, got {}",
+                                  wish.source, memory_name(memory), wish.name));
+      }
       return backend;
     }
     known.push_back(backend->name());
@@ -94,8 +128,17 @@ std::string explain(const Context& context, const Backend& backend) {
 
 }  // namespace
 
-Result<Selection> select_backend(const Context& context) {
-  const Result<const Backend*> backend = pick_backend(backend_wish(context));
+Status Backend::append_kv(const AppendProblem&, const RunSettings&) const {
+  return Status(StatusCode::kUnsupported, "append_kv: expected a backend that does it");
+}
+
+Status Backend::merge_states(const MergeProblem&, const RunSettings&) const {
+  return Status(StatusCode::kUnsupported,
+                "merge_attention_states: expected a backend that does it");
+}
+
+Result<Selection> select_backend(const Context& context, DeviceType memory) {
+  const Result<const Backend*> backend = pick_backend(backend_wish(context), memory);
   if (!backend.ok()) return backend.status();
   const Wish target = target_wish(context);
   Selection selection{*backend, {}};
@@ -118,6 +161,7 @@ Result<Selection> select_backend(const Context& context) {
   selection.settings.num_threads = *num_threads;
   selection.settings.executor = context.executor;
   selection.settings.cancellation = Cancellation(context.cancel);
+  selection.settings.cuda = context.cuda;
   return selection;
 }
 
@@ -126,17 +170,24 @@ std::vector<BackendInfo> list_backends() {
   for (const Backend* backend : all_backends()) {
     const auto targets = backend->targets();
     const std::string reason = backend->unavailable_reason();
-    infos.push_back({backend->name(),
-                     backend->description(),
-                     reason.empty(),
-                     reason,
-                     {targets.begin(), targets.end()}});
+    infos.push_back({.name = backend->name(),
+                     .description = backend->description(),
+                     .available = reason.empty(),
+                     .reason = reason,
+                     .memory = backend->memory(),
+                     .half_weights = backend->half_weights(),
+                     .targets = {targets.begin(), targets.end()}});
   }
   return infos;
 }
 
 Result<BackendChoice> choose_backend(const Context& context) {
-  const Result<Selection> selection = select_backend(context);
+  const Wish asked = backend_wish(context);
+  DeviceType memory = DeviceType::kCpu;
+  for (const Backend* backend : all_backends()) {
+    if (asked.name == backend->name()) memory = backend->memory();
+  }
+  const Result<Selection> selection = select_backend(context, memory);
   if (!selection.ok()) return selection.status();
   return BackendChoice{selection->backend->name(), std::string(selection->settings.target),
                        selection->settings.num_threads, explain(context, *selection->backend)};

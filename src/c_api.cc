@@ -184,7 +184,7 @@ pagefill_status pagefill_get_num_backends(int32_t* num_backends) {
 pagefill_status pagefill_get_backend_info(int32_t index, pagefill_backend_info* info) {
   return guarded([&]() -> Status {
     Arguments arguments;
-    if (!arguments.sized("info", info)) return arguments.status();
+    if (!arguments.sized("info", info, {kFirstBackendInfoSize})) return arguments.status();
     if (Status s = check_index("index", index, backends().size()); !s.ok()) return s;
     const BackendInfo& backend = backends()[static_cast<size_t>(index)];
     info->name = backend.name.c_str();
@@ -192,6 +192,9 @@ pagefill_status pagefill_get_backend_info(int32_t index, pagefill_backend_info* 
     info->reason = backend.reason.c_str();
     info->available = backend.available;
     info->num_targets = static_cast<int32_t>(backend.targets.size());
+    if (info->struct_size == kFirstBackendInfoSize) return {};
+    info->memory = static_cast<int32_t>(backend.memory);
+    info->half_weights = backend.half_weights;
     return {};
   });
 }

@@ -4,9 +4,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 
@@ -36,8 +38,19 @@ static_assert(PAGEFILL_FLOAT8_E4M3 == static_cast<int>(DType::kFloat8E4M3));
 static_assert(PAGEFILL_FLOAT8_E5M2 == static_cast<int>(DType::kFloat8E5M2));
 static_assert(PAGEFILL_CPU == static_cast<int>(DeviceType::kCpu));
 static_assert(PAGEFILL_CUDA == static_cast<int>(DeviceType::kCuda));
+static_assert(PAGEFILL_CUDA_OK == static_cast<int>(CudaStatusCode::kOk));
+static_assert(PAGEFILL_CUDA_QUERY_STARTS == static_cast<int>(CudaStatusCode::kQueryStarts));
+static_assert(PAGEFILL_CUDA_CONTEXT_LENS == static_cast<int>(CudaStatusCode::kContextLens));
+static_assert(PAGEFILL_CUDA_KV_START == static_cast<int>(CudaStatusCode::kKvStart));
+static_assert(PAGEFILL_CUDA_PAGE_TABLE == static_cast<int>(CudaStatusCode::kPageTable));
+static_assert(PAGEFILL_CUDA_CHUNK_SIZE == static_cast<int>(CudaStatusCode::kChunkSize));
 static_assert(PAGEFILL_MAX_RANK == kMaxRank);
 static_assert(PAGEFILL_WORKSPACE_ALIGNMENT == kWorkspaceAlignment);
+
+// The sizes of structs before they grew.
+inline constexpr size_t kContextWithoutCancel = offsetof(pagefill_context, cancel);
+inline constexpr size_t kContextWithoutCuda = offsetof(pagefill_context, cuda_stream);
+inline constexpr size_t kFirstBackendInfoSize = offsetof(pagefill_backend_info, memory);
 
 inline constexpr auto kLastDType = static_cast<int32_t>(DType::kFloat8E5M2);
 
@@ -84,13 +97,16 @@ class Arguments {
     return address != nullptr;
   }
 
-  // Not null, and of the size that this library knows.
+  // Not null, and of a size that this library knows: that of today, or one that it once had.
   template <typename T>
-  bool sized(std::string_view name, const T* address) {
+  bool sized(std::string_view name, const T* address,
+             std::initializer_list<size_t> earlier_sizes = {}) {
     if (!pointer(name, address)) return false;
     const size_t size = address->struct_size;
-    if (size != sizeof(T)) fail(fmt::format("{}.struct_size", name), sizeof(T), size);
-    return size == sizeof(T);
+    const bool known = size == sizeof(T) || std::find(earlier_sizes.begin(), earlier_sizes.end(),
+                                                      size) != earlier_sizes.end();
+    if (!known) fail(fmt::format("{}.struct_size", name), sizeof(T), size);
+    return known;
   }
 
   TensorView tensor(std::string_view name, const pagefill_tensor* tensor) {
@@ -177,12 +193,10 @@ class Arguments {
 
   // Null is the default. `converted` stays where it is as long as it is used.
   void context(const pagefill_context* context, ConvertedContext& converted) {
-    // Without the last member, which was added later, the struct was this long.
-    constexpr size_t kWithoutCancel = offsetof(pagefill_context, cancel);
-    if (context == nullptr) return;
-    const bool has_cancel = context->struct_size != kWithoutCancel;
-    if (has_cancel && !sized("context", context)) return;
-    if (has_cancel && context->cancel != nullptr) {
+    if (context == nullptr ||
+        !sized("context", context, {kContextWithoutCancel, kContextWithoutCuda}))
+      return;
+    if (context->struct_size != kContextWithoutCancel && context->cancel != nullptr) {
       // A plain int32 for C; C++ reads it as what it is, written by another thread.
       using Flag = std::atomic<int32_t>;
       static_assert(sizeof(Flag) == sizeof(int32_t) && Flag::is_always_lock_free);
@@ -205,6 +219,10 @@ class Arguments {
       converted.caller_report = context->report;
       converted.context.report = &converted.report;
     }
+    if (context->struct_size != sizeof *context) return;
+    converted.context.cuda = {context->cuda_stream, context->cuda_max_chunk_size,
+                              context->cuda_max_context_len,
+                              mutable_optional_tensor("cuda_status", context->cuda_status)};
   }
 
  private:

@@ -81,10 +81,6 @@ Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
     return invalid_argument(fmt::format("{}: expected shape {}, got {}", name,
                                         expected_shapes(shapes), shape_string(view)));
   }
-  if (view.device.type != DeviceType::kCpu) {
-    return Status(StatusCode::kUnsupported,
-                  fmt::format("{}: expected memory of the CPU, got memory of a CUDA device", name));
-  }
   for (int i = 0; i < view.rank; ++i) {
     if (view.strides[i] < 0) {
       return invalid_argument(fmt::format(
@@ -107,6 +103,63 @@ Status check_tensor_of_shapes(std::string_view name, const TensorView& view,
                                         shape_string(view)));
   }
   return {};
+}
+
+std::string device_string(Device device) {
+  return device.type == DeviceType::kCpu ? "the CPU" : fmt::format("CUDA device {}", device.index);
+}
+
+Status check_same_device(std::initializer_list<NamedTensor> tensors) {
+  // Of two places the one where more tensors are is meant, so that the one that strays is named.
+  const NamedTensor* meant = nullptr;
+  std::ptrdiff_t most = 0;
+  for (const NamedTensor& tensor : tensors) {
+    const auto count = std::count_if(tensors.begin(), tensors.end(), [&](const NamedTensor& other) {
+      return other.view.given() && other.view.device == tensor.view.device;
+    });
+    if (tensor.view.given() && count > most) meant = &tensor, most = count;
+  }
+  for (const NamedTensor& tensor : tensors) {
+    if (!tensor.view.given() || tensor.view.device == meant->view.device) continue;
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("{}: expected memory of {}, where {} is, got memory of {}",
+                              tensor.name, device_string(meant->view.device), meant->name,
+                              device_string(tensor.view.device)));
+  }
+  return {};
+}
+
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache) {
+  if (cache.device.type == DeviceType::kCpu) {
+    if (cuda.stream == nullptr && cuda.max_chunk_size == 0 && cuda.max_context_len == 0 &&
+        !cuda.status.given()) {
+      return {};
+    }
+    return invalid_argument(
+        "cuda: expected no settings for a CUDA device with tensors in memory of the CPU, got some");
+  }
+  if (cuda.max_chunk_size < 0) {
+    return invalid_argument(fmt::format(
+        "cuda.max_chunk_size: expected 0 (total_tokens) or more, got {}", cuda.max_chunk_size));
+  }
+  if (cuda.max_context_len < 0) {
+    return invalid_argument(
+        fmt::format("cuda.max_context_len: expected 0 (max_pages * page_size) or more, got {}",
+                    cuda.max_context_len));
+  }
+  if (!cuda.status.given()) return {};
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", cache}, {"cuda.status", cuda.status}}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("cuda.status", cuda.status, {{"4", 4}}));
+  return check_dtype("cuda.status", cuda.status, {DType::kInt32});
+}
+
+Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view) {
+  if (view.device.type == DeviceType::kCpu) return {};
+  return Status(
+      StatusCode::kUnsupported,
+      fmt::format("{}: expected memory of the CPU, as {} does not run on memory of a CUDA "
+                  "device yet, got memory of {}",
+                  name, call, device_string(view.device)));
 }
 
 Status check_dtype(std::string_view name, const TensorView& view,

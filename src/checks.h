@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "pagefill/executor.h"
 #include "pagefill/status.h"
 #include "pagefill/tensor.h"
 
@@ -30,7 +31,7 @@ using Shape = std::initializer_list<Dimension>;
 
 enum class Innermost { kContiguous, kAnyStride };
 
-// Given, on the CPU, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
+// Given, of this rank and these extents, strides >= 0 with an innermost one of 1, every byte
 // addressable, data not null (unless there are no elements).
 Status check_tensor(std::string_view name, const TensorView& view, Shape shape);
 
@@ -58,6 +59,18 @@ struct NamedTensor {
 // else is written. Tensors may lie interleaved in one buffer.
 Status check_written(std::initializer_list<NamedTensor> written,
                      std::initializer_list<NamedTensor> read);
+
+// All that are given lie in one place.
+Status check_same_device(std::initializer_list<NamedTensor> tensors);
+
+// Settings of a call whose tensors lie where `cache` does: none on the CPU.
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache);
+
+// For a call that no backend does on other memory.
+Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view);
+
+// "the CPU", "CUDA device 0".
+std::string device_string(Device device);
 
 // "[2, 9, 16, 64]".
 std::string shape_string(const TensorView& view);

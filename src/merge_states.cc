@@ -151,9 +151,20 @@ Status merge_attention_states(const TensorView& output_a, const TensorView& lse_
                               const TensorView& output_b, const TensorView& lse_b,
                               const AttentionOutput& merged, const Context& context) {
   const State a{output_a, lse_a}, b{output_b, lse_b};
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"output_a", output_a},
+                                              {"lse_a", lse_a},
+                                              {"output_b", output_b},
+                                              {"lse_b", lse_b},
+                                              {"merged_output", merged.output},
+                                              {"merged_lse", merged.lse}}));
   PAGEFILL_RETURN_IF_ERROR(check_states(a, b, merged));
-  const Result<Selection> where = select_backend(context);
+  const Result<Selection> where = select_backend(context, output_a.device.type);
   if (!where.ok()) return where.status();
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, output_a));
+  if (output_a.device.type != DeviceType::kCpu) {
+    return where->backend->merge_states(
+        {output_a, lse_a, output_b, lse_b, merged.output, merged.lse}, where->settings);
+  }
 
   const MergeRow merge = merge_row_of(output_a.dtype);
   const int64_t num_q_heads = output_a.shape[1];

@@ -19,20 +19,23 @@ struct CacheScale {
 
 inline constexpr int64_t kMaxHeadDim = 512;  // of keys and of values
 
-// Every pointer, stride and table entry in here is good. The batch of one is a batch like any other.
+// Every pointer and stride in here is good, and where the memory is the CPU's every table entry that is
+// needed and every length. The batch of one is a batch like any other.
 struct Problem {
   TensorView query;          // [total_tokens, num_q_heads, head_dim]
   TensorView key_cache;      // [num_kv_heads, total_num_pages, page_size, head_dim]
   TensorView value_cache;    // [num_kv_heads, total_num_pages, page_size, v_head_dim]
   MutableTensorView output;  // [total_tokens, num_q_heads, v_head_dim]
   MutableTensorView lse;     // float32 [total_tokens, num_q_heads], or not given
-  TensorView query_starts;   // int32 [num_seqs + 1]
+  TensorView query_starts;   // int32 [num_seqs + 1], or not given: one sequence, which has all rows
   TensorView context_lens;   // int32 [num_seqs]
   TensorView page_table;     // int32 [num_seqs, max_pages]
   TensorView kv_start;       // int32 [num_seqs], or not given
   TensorView sinks;          // float32 [num_q_heads], or not given
   CacheScale key_scale;
   CacheScale value_scale;
+
+  Device device;  // of all of them
 
   int64_t num_seqs = 0;
   int64_t num_q_heads = 0;
@@ -51,9 +54,9 @@ struct Problem {
     const auto at = [](const TensorView& v, int64_t i) {
       return static_cast<int64_t>(static_cast<const int32_t*>(v.data)[i * v.strides[0]]);
     };
-    const int64_t start = at(query_starts, s);
-    return {start, at(query_starts, s + 1) - start, at(context_lens, s),
-            kv_start.given() ? at(kv_start, s) : 0};
+    const int64_t start = query_starts.given() ? at(query_starts, s) : 0;
+    const int64_t end = query_starts.given() ? at(query_starts, s + 1) : query.shape[0];
+    return {start, end - start, at(context_lens, s), kv_start.given() ? at(kv_start, s) : 0};
   }
 
   // The physical page of logical page `page` of sequence s.
@@ -84,6 +87,27 @@ struct Problem {
   float sink(int64_t q_head) const {
     return static_cast<const float*>(sinks.data)[q_head * sinks.strides[0]];
   }
+};
+
+// New keys or new values, and the cache that they go to.
+struct Transfer {
+  TensorView tokens;               // [total_tokens, num_kv_heads, head_dim]
+  MutableTensorView cache;         // [num_kv_heads, total_num_pages, page_size, head_dim]
+  CacheScale scale;                // to quantise with,
+  MutableTensorView chosen_scale;  // or to be chosen: [num_kv_heads, total_num_pages, page_size]
+};
+
+// An append_kv whose arguments have been checked; of `batch` the metadata, page_size and num_seqs count, and
+// key_cache as what the metadata speak of.
+struct AppendProblem {
+  Problem batch;
+  Transfer keys, values;
+};
+
+// A merge_attention_states whose arguments have been checked.
+struct MergeProblem {
+  TensorView output_a, lse_a, output_b, lse_b;
+  MutableTensorView output, lse;  // lse: or not given
 };
 
 }  // namespace pagefill

@@ -11,7 +11,7 @@ namespace pagefill {
 
 // The metadata of a ragged batch, as it came.
 struct Batch {
-  TensorView query_starts;
+  TensorView query_starts;  // not given: one sequence, which has all rows
   TensorView context_lens;
   TensorView page_table;
 };
@@ -20,9 +20,10 @@ struct Batch {
 struct BatchNames {
   const char* context_lens = "context_lens";
   const char* page_table = "page_table";
+  bool has_query_starts = true;  // the single call has none
 };
 inline constexpr BatchNames kRaggedNames{};
-inline constexpr BatchNames kSingleNames{"context_len", "page_indices"};
+inline constexpr BatchNames kSingleNames{"context_len", "page_indices", false};
 
 // The call as a Problem, or the first rule that it breaks.
 Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
@@ -32,6 +33,7 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
 
 // query_starts int32 [num_seqs + 1], from 0, never decreasing, within total_tokens; context_lens int32
 // [num_seqs], not below 0; page_table int32 [num_seqs, max_pages]; kv_start int32 [num_seqs], not below 0.
+// Numbers that lie on a device are not looked at.
 Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
                    const BatchNames& names);
 

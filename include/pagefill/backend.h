@@ -25,7 +25,12 @@ struct BackendInfo {
   std::string name;         // as PAGEFILL_BACKEND takes it
   std::string description;  // one line
   bool available = false;
-  std::string reason;               // where not available: why
+  std::string reason;                    // where not available: why
+  DeviceType memory = DeviceType::kCpu;  // whose memory it works on
+  // Where query is bfloat16 or float16, and the cache of the same dtype or quantised: each weight of the
+  // softmax is rounded to query's dtype (beside a quantised cache to bfloat16) before it multiplies the
+  // values. That moves an output by at most 2^-8 (float16: 2^-11) of its head's largest value.
+  bool half_weights = false;
   std::vector<TargetInfo> targets;  // best first; all that were compiled in
 };
 
@@ -36,11 +41,11 @@ struct BackendChoice {
   std::string reason;  // one line: who asked for it, or why it is the best
 };
 
-// All backends that were compiled in, best first.
+// All backends that were compiled in; of those that work on the same memory, best first.
 PAGEFILL_EXPORT std::vector<BackendInfo> list_backends();
 
-// What a call with this context would run on; an error where what was asked for is unknown or not
-// available here.
+// What a call with this context would run on, with memory of the CPU where no backend is named; an error
+// where what was asked for is unknown or not available here.
 PAGEFILL_EXPORT Result<BackendChoice> choose_backend(const Context& context = {});
 
 // "0.1.0".

@@ -1,4 +1,4 @@
-// Where a call runs: backend, threads, workspace.
+// Where a call runs: backend, threads, workspace; on a CUDA device also stream and plan.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "pagefill/export.h"
+#include "pagefill/tensor.h"
 
 namespace pagefill {
 
@@ -34,6 +35,32 @@ struct CallReport {
   size_t workspace_bytes = 0;
 };
 
+// What a call on memory of a CUDA device takes besides; refused where the memory is the CPU's. Such a call
+// enqueues its work on the stream and returns. It neither allocates nor waits nor reads device memory on the
+// host, so that it can be captured into a graph. docs/cuda.md has the reasons.
+struct CudaSettings {
+  // A cudaStream_t of the tensors' device; null: the default stream.
+  void* stream = nullptr;
+  // The plan: no sequence has more rows than this, nor more keys in its pages (context_len less kv_start).
+  // The lengths themselves stay on the device and may change between replays of a graph; a sequence that is
+  // longer than the plan is reported as bad. 0: total_tokens, and max_pages * page_size.
+  int64_t max_chunk_size = 0;
+  int64_t max_context_len = 0;
+  // int32 [4] on the device, zeroed by the caller, or not given: {code, sequence, entry, value} of the
+  // first thing that was found bad (CudaStatusCode). Any number of calls may share it.
+  MutableTensorView status{};
+};
+
+// What a call found on the device that cannot be an error of the call. Rows that need it are NaN.
+enum class CudaStatusCode : int32_t {
+  kOk = 0,
+  kQueryStarts = 1,  // entry `entry` of query_starts; all rows of the call are NaN
+  kContextLens = 2,  // below 0, beyond the table's row, or beyond max_context_len
+  kKvStart = 3,      // below 0
+  kPageTable = 4,    // entry `entry` of the sequence's row of the table is no page of the cache
+  kChunkSize = 5,    // more rows than max_chunk_size
+};
+
 // Alignment that a workspace's first byte must have.
 inline constexpr size_t kWorkspaceAlignment = 64;
 
@@ -50,8 +77,9 @@ struct Context {
   // How many of pagefill's own threads; 0: PAGEFILL_NUM_THREADS where set, else all of the machine's.
   // Not together with `executor`.
   int num_threads = 0;
-  // Scratch memory of at least attention_workspace_size() bytes, aligned to kWorkspaceAlignment.
-  // Empty: the call allocates and frees it. Only attention calls need any.
+  // Scratch memory of at least attention_workspace_size() bytes, aligned to kWorkspaceAlignment, where the
+  // tensors are. Empty: the call allocates and frees it, but on a CUDA device, where that is an error. Only
+  // attention calls need any.
   std::span<std::byte> workspace{};
   // Filled in by an attention call that succeeds, where given.
   CallReport* report = nullptr;
@@ -59,6 +87,7 @@ struct Context {
   // `output` and `lse` then hold anything. Looked at between pieces of the work, of at most 1024 keys a
   // row; not by calls other than attention, which would leave a cache half written.
   const std::atomic<int32_t>* cancel = nullptr;
+  CudaSettings cuda{};
 };
 
 }  // namespace pagefill

@@ -264,7 +264,7 @@ def test_what_dlpack_says_is_honoured_or_refused() -> None:
         (
             Fake(device=2),
             NotImplementedError,
-            "query: expected memory of the CPU, got memory of a CUDA",
+            "query: expected memory of the CPU, where key_cache is, got memory of CUDA device",
         ),
         (Fake(device=4), NotImplementedError, "query: expected memory of the CPU or of CUDA"),
         (Fake(code=1, bits=8), TypeError, "query: expected dtype .*code 1 of 8 bits"),

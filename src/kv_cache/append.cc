@@ -12,42 +12,34 @@
 namespace pagefill {
 namespace {
 
-// New keys and their cache, or new values and theirs.
-struct Transfer {
-  TensorView tokens;               // [total_tokens, num_kv_heads, head_dim]
-  MutableTensorView cache;         // [num_kv_heads, total_num_pages, page_size, head_dim]
-  CacheScale scale;                // to quantise with,
-  MutableTensorView chosen_scale;  // or to be chosen: [num_kv_heads, total_num_pages, page_size]
+float scale_of(const Transfer& t, const Problem& batch, int64_t s, const SequenceGeometry& seq,
+               int64_t head, int64_t position, const std::byte* row) {
+  if (!t.chosen_scale.given()) return batch.slot_scale(t.scale, s, seq, head, position);
+  const float chosen = scale_chooser(t.tokens.dtype, t.cache.dtype)(row, t.cache.shape[3]);
+  static_cast<float*>(
+      t.chosen_scale.data)[batch.slot_offset(t.chosen_scale, s, seq, head, position)] = chosen;
+  return chosen;
+}
 
-  // `batch` knows where its tokens go: the slots in which attention will look for them.
-  void write(const Problem& batch, int64_t head_begin, int64_t head_end) const {
-    const WriteRow write_row = row_writer(tokens.dtype, cache.dtype);
-    const auto* source = static_cast<const std::byte*>(tokens.data);
-    auto* destination = static_cast<std::byte*>(cache.data);
-    for (int64_t s = 0; s < batch.num_seqs; ++s) {
-      const SequenceGeometry seq = batch.sequence(s);
-      for (int64_t i = 0; i < seq.num_rows; ++i) {
-        const int64_t token = (seq.query_start + i) * tokens.strides[0];
-        const int64_t slot = batch.slot_offset(cache, s, seq, 0, seq.position(i));
-        for (int64_t head = head_begin; head < head_end; ++head) {
-          const std::byte* row =
-              source + (token + head * tokens.strides[1]) * dtype_size(tokens.dtype);
-          write_row(row, destination + (slot + head * cache.strides[0]) * dtype_size(cache.dtype),
-                    cache.shape[3], scale_of(batch, s, seq, head, seq.position(i), row));
-        }
+// `batch` knows where the tokens go: the slots in which attention will look for them.
+void write(const Transfer& t, const Problem& batch, int64_t head_begin, int64_t head_end) {
+  const WriteRow write_row = row_writer(t.tokens.dtype, t.cache.dtype);
+  const auto* source = static_cast<const std::byte*>(t.tokens.data);
+  auto* destination = static_cast<std::byte*>(t.cache.data);
+  for (int64_t s = 0; s < batch.num_seqs; ++s) {
+    const SequenceGeometry seq = batch.sequence(s);
+    for (int64_t i = 0; i < seq.num_rows; ++i) {
+      const int64_t token = (seq.query_start + i) * t.tokens.strides[0];
+      const int64_t slot = batch.slot_offset(t.cache, s, seq, 0, seq.position(i));
+      for (int64_t head = head_begin; head < head_end; ++head) {
+        const std::byte* row =
+            source + (token + head * t.tokens.strides[1]) * dtype_size(t.tokens.dtype);
+        write_row(row, destination + (slot + head * t.cache.strides[0]) * dtype_size(t.cache.dtype),
+                  t.cache.shape[3], scale_of(t, batch, s, seq, head, seq.position(i), row));
       }
     }
   }
-
-  float scale_of(const Problem& batch, int64_t s, const SequenceGeometry& seq, int64_t head,
-                 int64_t position, const std::byte* row) const {
-    if (!chosen_scale.given()) return batch.slot_scale(scale, s, seq, head, position);
-    const float chosen = scale_chooser(tokens.dtype, cache.dtype)(row, cache.shape[3]);
-    static_cast<float*>(
-        chosen_scale.data)[batch.slot_offset(chosen_scale, s, seq, head, position)] = chosen;
-    return chosen;
-  }
-};
+}
 
 Status check_tokens(const TensorView& keys, const TensorView& values, const TensorView& key_cache,
                     const TensorView& value_cache) {
@@ -115,27 +107,42 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                  const TensorView& query_starts, const TensorView& context_lens,
                  const TensorView& page_table, const AppendOptions& options,
                  const Context& context) {
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
+                                              {"value_cache", value_cache},
+                                              {"keys", keys},
+                                              {"values", values},
+                                              {"query_starts", query_starts},
+                                              {"context_lens", context_lens},
+                                              {"page_table", page_table},
+                                              {"kv_start", options.kv_start},
+                                              {"key_scale", options.key_scale},
+                                              {"value_scale", options.value_scale},
+                                              {"chosen_key_scale", options.chosen_key_scale},
+                                              {"chosen_value_scale", options.chosen_value_scale}}));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_tokens(keys, values, key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_scales(key_cache, value_cache, options));
   PAGEFILL_RETURN_IF_ERROR(check_batch({query_starts, context_lens, page_table}, options.kv_start,
                                        keys.shape[0], kRaggedNames));
-  Problem batch;
+  AppendProblem problem;
+  Problem& batch = problem.batch;
   batch.key_cache = key_cache;
   batch.query_starts = query_starts;
   batch.context_lens = context_lens;
   batch.page_table = page_table;
   batch.kv_start = options.kv_start;
+  batch.device = key_cache.device;
   batch.num_seqs = context_lens.shape[0];
   batch.page_size = key_cache.shape[2];
   int64_t num_tokens = 0;
-  for (int64_t s = 0; s < batch.num_seqs; ++s) {
+  const bool on_cpu = key_cache.device.type == DeviceType::kCpu;
+  for (int64_t s = 0; s < batch.num_seqs && on_cpu; ++s) {
     PAGEFILL_RETURN_IF_ERROR(check_slots(batch, s));
     num_tokens += batch.sequence(s).num_rows;
   }
-  const Transfer transfers[] = {
-      {keys, key_cache, cache_scale(options.key_scale), options.chosen_key_scale},
-      {values, value_cache, cache_scale(options.value_scale), options.chosen_value_scale}};
+  problem.keys = {keys, key_cache, cache_scale(options.key_scale), options.chosen_key_scale};
+  problem.values = {values, value_cache, cache_scale(options.value_scale),
+                    options.chosen_value_scale};
   PAGEFILL_RETURN_IF_ERROR(check_written({{"key_cache", key_cache},
                                           {"value_cache", value_cache},
                                           {"chosen_key_scale", options.chosen_key_scale},
@@ -148,15 +155,18 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                                           {"kv_start", options.kv_start},
                                           {"key_scale", options.key_scale},
                                           {"value_scale", options.value_scale}}));
-  const Result<Selection> where = select_backend(context);
+  const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
+  if (!on_cpu) return where->backend->append_kv(problem, where->settings);
 
   const int64_t num_kv_heads = key_cache.shape[0];
   const int64_t bytes = num_tokens * num_kv_heads * (key_cache.shape[3] + value_cache.shape[3]) *
                         std::max(dtype_size(keys.dtype), dtype_size(key_cache.dtype));
   return write_heads(context, threads_for_bytes(bytes, where->settings.num_threads), num_kv_heads,
                      [&](Cache cache, int64_t head_begin, int64_t head_end) {
-                       transfers[static_cast<int>(cache)].write(batch, head_begin, head_end);
+                       const Transfer& t = cache == Cache::kKey ? problem.keys : problem.values;
+                       write(t, batch, head_begin, head_end);
                      });
 }
 

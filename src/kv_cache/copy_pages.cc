@@ -55,6 +55,11 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const CopyOptions& options,
                   const Context& context) {
+  PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
+                                              {"value_cache", value_cache},
+                                              {"key_scale", options.key_scale},
+                                              {"value_scale", options.value_scale}}));
+  PAGEFILL_RETURN_IF_ERROR(check_memory_of_cpu("copy_pages", "key_cache", key_cache));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(
       check_slot_scale("key_scale", options.key_scale, "key_cache", key_cache));
@@ -70,7 +75,7 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
     PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
     num_slots += copies[i].num_slots;
   }
-  const Result<Selection> where = select_backend(context);
+  const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
 
   const int64_t num_kv_heads = key_cache.shape[0];

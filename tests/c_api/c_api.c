@@ -330,6 +330,7 @@ static int test_backends(void) {
   CHECK(num_backends >= 2);
   for (i = 0; i < num_backends; ++i) {
     CHECK_OK(pagefill_get_backend_info(i, &backend));
+    CHECK(backend.memory == PAGEFILL_CPU || backend.memory == PAGEFILL_CUDA);
     CHECK(backend.name[0] != '\0' && backend.description[0] != '\0');
     CHECK((backend.reason[0] == '\0') == (backend.available == 1));
     if (strcmp(backend.name, "reference") == 0) ++found;

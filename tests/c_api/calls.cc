@@ -211,6 +211,21 @@ TEST(CApiCalls, EveryStructThatIsFilledInHasItsSizeChecked) {
   refused(pagefill_choose_backend(nullptr, &choice), "choice", sizeof choice);
 }
 
+TEST(CApiCalls, StructsOfTheirFirstSizeAreStillTaken) {
+  Call call;
+  call.context.struct_size = offsetof(pagefill_context, cuda_stream);
+  call.context.cuda_stream = &call;  // behind its end: not looked at
+  EXPECT_EQ(call.ragged(), PAGEFILL_OK) << pagefill_last_error_message();
+
+  pagefill_backend_info info = pagefill_backend_info_init();
+  info.struct_size = offsetof(pagefill_backend_info, memory);
+  info.memory = info.half_weights = 77;
+  ASSERT_EQ(pagefill_get_backend_info(0, &info), PAGEFILL_OK);
+  EXPECT_STRNE(info.name, "");
+  EXPECT_EQ(info.memory, 77) << "written behind its end";
+  EXPECT_EQ(info.half_weights, 77) << "written behind its end";
+}
+
 TEST(CApiCalls, IndicesOutOfRangeAreRefused) {
   pagefill_backend_info backend = pagefill_backend_info_init();
   pagefill_target_info target = pagefill_target_info_init();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "device_call.h"
 #include "safetensors.h"
 #include "support/run.h"
 #include "support/tolerance.h"
@@ -67,7 +68,7 @@ void expect_golden(const Safetensors& file, const Where& where) {
   context.backend = where.backend;
   context.cpu_target = where.target;
   context.report = &report;
-  const Status status = prefill_page_attention(
+  const Status status = cli::prefill_from_host(
       view("query"), view("key_cache"), view("value_cache"), view("context_len"),
       view("page_indices"), options_of(file), {output.view(), lse.view()}, context);
   ASSERT_TRUE(status.ok()) << status.message();

@@ -103,7 +103,7 @@ RC_GTEST_PROP(Properties, AgreesWithTheOracle, ()) {
 
 RC_GTEST_PROP(Properties, BitsDoNotDependOnLayoutThreadsOrCut, ()) {
   const Problem problem = draw_problem();
-  const Where first = draw_target(cpu_targets());
+  const Where first = draw_target(fast_targets());
   Where second = first;
   second.threads = static_cast<int>(draw(1, 4, "threads"));
   const bool may_cut = problem.options.mask_value <= kMaskExcludes;

@@ -83,7 +83,7 @@ void expect_right(const FarApart& far, DType dtype) {
 
   const std::vector<int32_t> context_len = {11};
   const Expected expected = oracle(problem);
-  for (const Where& where : all_targets()) {
+  for (const Where& where : host_targets()) {
     SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
     Results got{dtype,
                 2,

@@ -66,7 +66,7 @@ void expect_error(const Status& status, StatusCode code, const std::string& vari
 }
 
 TEST(Choice, EveryBackendAndTargetCanBeForcedByEnvironment) {
-  for (const Where& where : all_targets()) {
+  for (const Where& where : host_targets()) {
     SCOPED_TRACE(describe(where));
     std::vector<Variable> variables = {{"PAGEFILL_BACKEND", where.backend}};
     if (where.target != "auto") variables.push_back({"PAGEFILL_CPU_TARGET", where.target});
@@ -85,7 +85,7 @@ TEST(Choice, EveryBackendAndTargetCanBeForcedByEnvironment) {
 
 TEST(Choice, EveryBackendAndTargetCanBeForcedByTheContext) {
   const Environment environment(std::vector<Variable>{{"PAGEFILL_BACKEND", "reference"}});
-  for (const Where& where : all_targets()) {
+  for (const Where& where : host_targets()) {
     SCOPED_TRACE(describe(where));
     Context context;
     context.backend = where.backend;

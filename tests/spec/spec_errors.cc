@@ -253,7 +253,7 @@ TEST(Errors, OfTheSingleCallHaveItsOwnNames) {
 
 TEST(Errors, TheCallIsGoodBeforeItIsSpoilt) {
   const Problem problem = two_sequences();
-  for (const Where& where : all_targets()) {
+  for (const Where& where : host_targets()) {
     Call c{lay_out(problem, kTwoChunks, {}), {}};
     c.context.backend = where.backend;
     const Status status = ragged(c);

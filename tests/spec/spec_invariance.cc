@@ -36,7 +36,7 @@ TEST(Invariance, PageSizeAndPlacement) {
           {{.page_size = page_size, .placement = placement, .extra_pages = 3}, 1, {}});
     }
   }
-  for (const Where& where : cpu_targets()) expect_same_bits(long_problem(), where, variations);
+  for (const Where& where : fast_targets()) expect_same_bits(long_problem(), where, variations);
 }
 
 TEST(Invariance, NumberOfThreads) {
@@ -46,13 +46,13 @@ TEST(Invariance, NumberOfThreads) {
       for (bool alone : {false, true}) variations.push_back({{}, threads, {chunk_size, alone}});
     }
   }
-  for (const Where& where : cpu_targets()) expect_same_bits(long_problem(), where, variations);
+  for (const Where& where : fast_targets()) expect_same_bits(long_problem(), where, variations);
 }
 
 TEST(Invariance, CutIntoChunks) {
   std::vector<Variation> variations;
   for (int64_t chunk_size : kChunkSizes) variations.push_back({{}, 1, {chunk_size, true}});
-  for (const Where& where : cpu_targets()) expect_same_bits(long_problem(), where, variations);
+  for (const Where& where : fast_targets()) expect_same_bits(long_problem(), where, variations);
 }
 
 // Rounds upwards and, where the processor has such a mode beside, takes denormals as 0.
@@ -95,7 +95,7 @@ TEST(Invariance, AloneAndInRaggedBatches) {
                                        {{}, 1, {8, false}},
                                        {{.padding_rows = 5}, 1, {24, false}},
                                        {{.extra_table_entries = 9}, 1, {64, true}}};
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     expect_same_bits(long_problem(), where, variations);
     Problem reversed = long_problem();
     std::reverse(reversed.sequences.begin(), reversed.sequences.end());
@@ -113,12 +113,12 @@ TEST(Invariance, Strides) {
       }
     }
   }
-  for (const Where& where : cpu_targets()) expect_same_bits(long_problem(), where, variations);
+  for (const Where& where : fast_targets()) expect_same_bits(long_problem(), where, variations);
 }
 
 TEST(Invariance, DecodeGivesTheBitsThatPrefillGives) {
   const Problem prompt = random_problem({.sequences = {{300, 300}}, .head_dim = 16});
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     expect_same_bits(prompt, where, {{{.page_size = 3}, 2, {1, true}}});
   }
 }
@@ -130,7 +130,7 @@ TEST(Invariance, HoldsForTheReferenceToo) {
 }
 
 TEST(Invariance, HoldsForEveryPairOfDtypes) {
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (DType query : kFloatDTypes) {
       for (DType cache : kCacheDTypes) {
         const Problem problem = random_problem({.sequences = {{30, 230}, {1, 1100}, {9, 9}},
@@ -144,7 +144,7 @@ TEST(Invariance, HoldsForEveryPairOfDtypes) {
 }
 
 TEST(Invariance, HoldsForEveryOption) {
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (const OptionCase& option : kOptionTable) {
       SCOPED_TRACE(option.name);
       Problem problem =
@@ -159,7 +159,7 @@ TEST(Invariance, HoldsForEveryHeadRatioAndHeadDim) {
   struct Heads {
     int64_t q, kv;
   };
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (Heads heads : {Heads{1, 1}, Heads{3, 1}, Heads{10, 2}, Heads{33, 1}}) {
       for (int64_t head_dim : {8, 80, 512}) {
         const Problem problem = random_problem({.sequences = {{26, 70}, {1, 130}},

@@ -11,7 +11,7 @@ namespace pagefill::testing {
 namespace {
 
 void expect_invariance_of(DType query, DType cache) {
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (const OptionCase& option : kOptionTable) {
       SCOPED_TRACE(option.name);
       Problem problem = random_problem({.sequences = {{30, 230}, {1, 1100}, {9, 9}},
@@ -42,7 +42,7 @@ Problem long_problem() {
 }
 
 TEST(InvarianceSlow, HoldsForEveryOptionAcrossSegments) {
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (const OptionCase& option : kOptionTable) {
       SCOPED_TRACE(option.name);
       Problem problem = long_problem();

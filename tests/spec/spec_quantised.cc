@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "device_call.h"
 #include "support/conformance.h"
 #include "support/elements.h"
 #include "support/oracle.h"
@@ -177,7 +178,7 @@ TEST(Quantised, EveryCodeOfAValueIsReadExactly) {
       AttentionOptions options;
       options.value_scale = scale;
       const Status status =
-          prefill_page_attention({query.data(), {1, 1, 8}}, {key.data(), dtype, {1, 1, 1, 8}},
+          cli::prefill_from_host({query.data(), {1, 1, 8}}, {key.data(), dtype, {1, 1, 1, 8}},
                                  {codes.data(), dtype, {1, 1, 1, 256}}, context_len, page_indices,
                                  options, MutableTensorView(output.data(), {1, 1, 256}),
                                  {.backend = where.backend, .cpu_target = where.target});
@@ -210,7 +211,7 @@ TEST(Quantised, EveryFiniteCodeOfAKeyIsReadExactly) {
       AttentionOptions options;
       options.softmax_scale = 1.0f;
       options.key_scale = scale;
-      const Status status = prefill_page_attention(
+      const Status status = cli::prefill_from_host(
           {query.data(), {1, 256, 256}}, {codes.data(), dtype, {1, 1, 1, 256}},
           {value.data(), dtype, {1, 1, 1, 8}}, context_len, page_indices, options,
           {MutableTensorView(output.data(), {1, 256, 8}), MutableTensorView(lse.data(), {1, 256})},

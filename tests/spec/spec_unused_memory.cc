@@ -62,7 +62,7 @@ TEST(UnusedMemory, ChangesNoBitForAnyOption) {
 }
 
 TEST(UnusedMemory, ChangesNoBitOfAContextOfSeveralSegments) {
-  for (const Where& where : cpu_targets()) {
+  for (const Where& where : fast_targets()) {
     for (int threads : {1, 3}) {
       expect_unused_memory_does_not_matter(
           random_problem({.sequences = {{9, 2111}, {1, 1029}}, .head_dim = 16}),

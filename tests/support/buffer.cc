@@ -29,7 +29,8 @@ size_t whole_pages(int64_t size) {
 
 }  // namespace
 
-GuardedBuffer::GuardedBuffer(int64_t size, Guard guard, int64_t reserved) : size_(size) {
+GuardedBuffer::GuardedBuffer(int64_t size, Guard guard, int64_t reserved)
+    : size_(size), reserved_(std::max(size, reserved)) {
   body_size_ = whole_pages(size);
   mapping_size_ = page() + body_size_ + whole_pages(std::max<int64_t>(0, reserved - size)) + page();
   mapping_ = map(mapping_size_, MAP_NORESERVE);
@@ -46,6 +47,7 @@ GuardedBuffer& GuardedBuffer::operator=(GuardedBuffer&& other) noexcept {
   std::swap(body_size_, other.body_size_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(reserved_, other.reserved_);
   return *this;
 }
 

@@ -23,6 +23,7 @@ class GuardedBuffer {
 
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }
+  int64_t reserved() const { return reserved_; }
 
   // From here on a write is a fault.
   void make_read_only();
@@ -32,7 +33,7 @@ class GuardedBuffer {
   size_t mapping_size_ = 0;
   size_t body_size_ = 0;  // whole pages that hold the bytes, behind the first, unmapped page
   std::byte* data_ = nullptr;
-  int64_t size_ = 0;
+  int64_t size_ = 0, reserved_ = 0;
 };
 
 // Address space without memory behind it until it is written: zeros, at no cost.

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
+#include "support/device.h"
 #include "support/elements.h"
 #include "support/thread_executor.h"
 
@@ -65,15 +67,28 @@ std::string describe(const Where& where) {
 }
 
 std::vector<Where> all_targets() {
+  const char* const only = std::getenv("PAGEFILL_TEST_BACKEND");
   std::vector<Where> all;
   for (const BackendInfo& backend : list_backends()) {
-    if (!backend.available) continue;
+    if (!backend.available || (only != nullptr && backend.name != only)) continue;
     if (backend.targets.empty()) all.push_back({backend.name, "auto", 1});
     for (const TargetInfo& target : backend.targets) {
       if (target.available) all.push_back({backend.name, target.name, 1});
     }
   }
   return all;
+}
+
+std::vector<Where> host_targets() {
+  std::vector<Where> targets = all_targets();
+  std::erase_if(targets, [](const Where& where) { return where.backend == "cuda"; });
+  return targets;
+}
+
+std::vector<Where> fast_targets() {
+  std::vector<Where> targets = all_targets();
+  std::erase_if(targets, [](const Where& where) { return where.backend == "reference"; });
+  return targets;
 }
 
 std::vector<Where> cpu_targets() {
@@ -86,6 +101,46 @@ double Results::at(int64_t row, int64_t head, int64_t d) const {
   return load(output.data(), dtype, (row * num_q_heads + head) * v_head_dim + d);
 }
 
+namespace {
+
+Status call_with(const Arguments& a, const Context& context, bool alone) {
+  if (!alone) {
+    return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts,
+                                 a.context_lens, a.page_table, a.options, a.output, context);
+  }
+  TensorView page_indices = a.page_table;
+  page_indices.rank = 1;
+  page_indices.shape = {a.page_table.shape[1]};
+  page_indices.strides = {a.page_table.strides[1]};
+  return prefill_page_attention(a.query, a.key_cache, a.value_cache, a.context_lens, page_indices,
+                                a.options, a.output, context);
+}
+
+// What the device reported is an error here: the arguments of a test are good.
+Status call_on_device(const Arguments& host, Context context, bool alone) {
+  DeviceArguments arguments(host);
+  const Arguments& a = arguments.views();
+  const int32_t no_report[4] = {};
+  int32_t reported[4];
+  std::byte* const status_memory = arguments.memory().copy(no_report, sizeof(no_report));
+  context.cuda.status = MutableTensorView(status_memory, DType::kInt32, {4});
+  context.cuda.status.device = {DeviceType::kCuda, 0};
+  const Result<size_t> size =
+      attention_workspace_size(a.query, a.key_cache, a.value_cache, a.query_starts, a.context_lens,
+                               a.page_table, a.options, a.output, context);
+  if (!size.ok()) return size.status();
+  context.workspace = {arguments.memory().take(*size), *size};
+  if (Status status = call_with(a, context, alone); !status.ok()) return status;
+  if (Status status = arguments.copy_back(); !status.ok()) return status;
+  const Status status = cli::copy_to_host(reported, status_memory, sizeof(reported));
+  if (!status.ok() || reported[0] == 0) return status;
+  return Status(StatusCode::kInternal,
+                fmt::format("the device reported code {}, sequence {}, entry {}, value {}",
+                            reported[0], reported[1], reported[2], reported[3]));
+}
+
+}  // namespace
+
 Status call(const Arguments& a, const Where& where, CallReport* report, bool alone) {
   ThreadExecutor executor(where.threads);
   Context context;
@@ -97,16 +152,7 @@ Status call(const Arguments& a, const Where& where, CallReport* report, bool alo
   } else {
     context.num_threads = where.threads;
   }
-  if (!alone) {
-    return ragged_page_attention(a.query, a.key_cache, a.value_cache, a.query_starts,
-                                 a.context_lens, a.page_table, a.options, a.output, context);
-  }
-  TensorView page_indices = a.page_table;
-  page_indices.rank = 1;
-  page_indices.shape = {a.page_table.shape[1]};
-  page_indices.strides = {a.page_table.strides[1]};
-  return prefill_page_attention(a.query, a.key_cache, a.value_cache, a.context_lens, page_indices,
-                                a.options, a.output, context);
+  return where.backend == "cuda" ? call_on_device(a, context, alone) : call_with(a, context, alone);
 }
 
 Results run(const Problem& p, const Layout& layout, const Where& where, const Cut& cut) {

@@ -22,10 +22,15 @@ struct Where {
 
 std::string describe(const Where& where);
 
-// Every (backend, target) that was compiled in and that this machine has.
+// Every (backend, target) that was compiled in and that this machine has; PAGEFILL_TEST_BACKEND leaves one
+// backend of them.
 std::vector<Where> all_targets();
+// Those that work on memory of the CPU.
+std::vector<Where> host_targets();
 // Those of the cpu backend.
 std::vector<Where> cpu_targets();
+// Those whose bits do not depend on the layout: all but the reference, which is slow.
+std::vector<Where> fast_targets();
 
 // How the rows are cut into calls.
 struct Cut {
@@ -46,7 +51,8 @@ struct Results {
   double at(int64_t row, int64_t head, int64_t d) const;
 };
 
-// One call; the arguments stay as they are.
+// One call; the arguments stay as they are. Where the backend works on a device, the arguments are copied
+// there, and the results back.
 Status call(const Arguments& arguments, const Where& where, CallReport* report = nullptr,
             bool alone = false);
 

@@ -44,6 +44,21 @@ double score_tolerance(DType cache_dtype, int64_t head_dim, double score_size,
          largest_value;
 }
 
+namespace {
+
+// BackendInfo::half_weights, and what the weights of this call are rounded to.
+double half_weight_unit(const CallReport& report, DType query_dtype, DType cache_dtype) {
+  if (query_dtype == DType::kFloat32) return 0;
+  if (cache_dtype != query_dtype && !is_quantised(cache_dtype)) return 0;
+  for (const BackendInfo& backend : list_backends()) {
+    if (report.backend != backend.name || !backend.half_weights) continue;
+    return query_dtype == DType::kFloat16 && !is_quantised(cache_dtype) ? 0x1p-11 : 0x1p-8;
+  }
+  return 0;
+}
+
+}  // namespace
+
 bool has_bfloat16_weights(const CallReport& report, DType query_dtype, DType cache_dtype) {
   if (query_dtype != DType::kBFloat16 || cache_dtype != DType::kBFloat16) return false;
   for (const BackendInfo& backend : list_backends()) {
@@ -56,7 +71,10 @@ bool has_bfloat16_weights(const CallReport& report, DType query_dtype, DType cac
 
 double weight_tolerance(const CallReport& report, DType query_dtype, DType cache_dtype,
                         double largest_value) {
-  return has_bfloat16_weights(report, query_dtype, cache_dtype) ? 0x1p-8 * largest_value : 0;
+  const double unit = has_bfloat16_weights(report, query_dtype, cache_dtype)
+                          ? 0x1p-8
+                          : half_weight_unit(report, query_dtype, cache_dtype);
+  return unit * largest_value;
 }
 
 double lse_tolerance(double expected) { return 1e-5 * std::max(1.0, std::abs(expected)); }

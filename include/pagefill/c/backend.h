@@ -37,6 +37,9 @@ typedef struct pagefill_backend_info {
   const char* reason;      /* where not available: why; else "" */
   int32_t available;       /* 1 where it can run here, else 0 */
   int32_t num_targets;     /* those that were compiled in */
+  /* A struct that ends above is taken as well. */
+  int32_t memory;       /* PAGEFILL_CPU or PAGEFILL_CUDA: whose memory it works on */
+  int32_t half_weights; /* 1 where weights are rounded to 16 bits beside 16-bit queries, else 0 */
 } pagefill_backend_info;
 
 static inline pagefill_backend_info pagefill_backend_info_init(void) {
@@ -49,7 +52,7 @@ static inline pagefill_backend_info pagefill_backend_info_init(void) {
 /* How many backends were compiled in. */
 PAGEFILL_EXPORT pagefill_status pagefill_get_num_backends(int32_t* num_backends);
 
-/* Backend `index` of them, best first. */
+/* Backend `index` of them; of those that work on the same memory, best first. */
 PAGEFILL_EXPORT pagefill_status pagefill_get_backend_info(int32_t index,
                                                           pagefill_backend_info* info);
 

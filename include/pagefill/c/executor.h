@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "pagefill/c/tensor.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -59,15 +61,34 @@ typedef struct pagefill_context {
   const char*
       cpu_target; /* an instruction set; null or "auto": PAGEFILL_CPU_TARGET, else the best */
   const pagefill_executor* executor; /* null: pagefill's own threads */
-  void* workspace;       /* scratch memory, aligned to PAGEFILL_WORKSPACE_ALIGNMENT; or null, */
-  size_t workspace_size; /* with size 0: the call allocates and frees it */
+  void* workspace; /* scratch memory, aligned to PAGEFILL_WORKSPACE_ALIGNMENT, where the tensors */
+  size_t
+      workspace_size; /* are; or null with size 0: the call allocates and frees it, but on a CUDA device */
   pagefill_call_report* report; /* null, or filled in by an attention call that succeeds */
   /* Null, or a flag that any thread may set, atomically, to another number than 0 to end an attention
    * call early, with PAGEFILL_CANCELLED. output and lse then hold anything. Other calls, which would
-   * leave a cache half written, do not look at it. A struct_size that ends before this member is
-   * good too. */
+   * leave a cache half written, do not look at it. A struct that ends above is taken as well. */
   const int32_t* cancel;
+  /* For tensors on a CUDA device only (a struct that ends above is taken as well). The call
+   * enqueues its work and returns: it neither allocates nor waits nor reads device memory on the host. */
+  void* cuda_stream;           /* a cudaStream_t of the tensors' device; null: the default stream */
+  int64_t cuda_max_chunk_size; /* no sequence has more rows; 0: total_tokens */
+  /* No sequence has more keys in its pages (context_len less kv_start); 0: max_pages * page_size. */
+  int64_t cuda_max_context_len;
+  /* Null, or int32 [4] on the device, zeroed by the caller: {code, sequence, entry, value} of the first
+   * thing that was found bad, PAGEFILL_CUDA_QUERY_STARTS, ... Rows that need it are NaN. */
+  const pagefill_tensor* cuda_status;
 } pagefill_context;
+
+/* The first number of cuda_status. */
+enum {
+  PAGEFILL_CUDA_OK = 0,
+  PAGEFILL_CUDA_QUERY_STARTS = 1, /* entry of query_starts; all rows of the call are NaN */
+  PAGEFILL_CUDA_CONTEXT_LENS = 2, /* below 0, beyond the table's row or cuda_max_context_len */
+  PAGEFILL_CUDA_KV_START = 3,     /* below 0 */
+  PAGEFILL_CUDA_PAGE_TABLE = 4, /* entry of the sequence's row of the table: no page of the cache */
+  PAGEFILL_CUDA_CHUNK_SIZE = 5  /* more rows than cuda_max_chunk_size */
+};
 
 static inline pagefill_context pagefill_context_init(void) {
   pagefill_context context;

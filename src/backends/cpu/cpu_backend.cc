@@ -17,7 +17,8 @@ class CpuBackend final : public Backend {
   }
   std::span<const TargetInfo> targets() const override { return cpu::kernel_targets(); }
 
-  size_t workspace_size(const Problem& problem, const RunSettings& settings) const override {
+  Result<size_t> workspace_size(const Problem& problem,
+                                const RunSettings& settings) const override {
     return cpu::schedule_size(problem, cpu::find_kernel(settings.target), settings.num_threads);
   }
 

@@ -132,7 +132,9 @@ class ReferenceBackend final : public Backend {
   const char* description() const override {
     return "double precision, one thread, three loops: the formula, slow";
   }
-  size_t workspace_size(const Problem&, const RunSettings&) const override { return 0; }
+  Result<size_t> workspace_size(const Problem&, const RunSettings&) const override {
+    return size_t{0};
+  }
 
   Status run(const Problem& p, const RunSettings& settings, CallReport* report) const override {
     for (int64_t s = 0; s < p.num_seqs; ++s) {

@@ -1,0 +1,140 @@
+// What the kernels get: plain numbers and pointers, by value.
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+#include "pagefill/tensor.h"
+
+namespace pagefill::cuda {
+
+// int32 numbers on the device.
+struct Integers {
+  const int32_t* data = nullptr;
+  int64_t stride = 0;
+
+#ifdef __CUDACC__
+  __device__ int32_t operator[](int64_t i) const { return data[i * stride]; }
+#endif
+};
+
+// query, output or lse: element strides of a token and of a head.
+struct Rows {
+  void* data = nullptr;
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+  int vector_bytes = 0;  // every row begins at a multiple of it: 16, 4, or an element's size
+};
+
+// key_cache or value_cache with its scales.
+struct CacheView {
+  const void* data = nullptr;
+  int64_t head_stride = 0, page_stride = 0, slot_stride = 0;
+  const float* scale = nullptr;  // null: 1
+  int64_t scale_head_stride = 0, scale_page_stride = 0, scale_slot_stride = 0;
+  int dim = 0;
+  int vector_bytes = 0;  // every slot begins at a multiple of it: 16, 8, 4, or an element's size
+};
+
+// What the schedule kernel finds out about a sequence.
+struct SequencePlan {
+  int32_t query_start, num_rows, context_len, kv_start;
+  int64_t first_task;   // of all tasks
+  int64_t first_state;  // of the partial states; -1: not split
+  int64_t first_row;    // of the split rows
+  int32_t num_tiles;    // row tiles
+  int32_t first_segment, num_segments;
+  int32_t is_bad;  // its rows are NaN
+
+  __host__ __device__ SequenceGeometry geometry() const {
+    return {query_start, num_rows, context_len, kv_start};
+  }
+};
+
+// At the workspace's beginning.
+struct ScheduleHeader {
+  unsigned long long next_task;
+  int64_t num_tasks;
+  int64_t num_split_rows;  // (token, query head) pairs
+  int32_t is_bad;          // query_starts makes no sense: all rows are NaN
+};
+
+struct Workspace {
+  ScheduleHeader* header = nullptr;
+  SequencePlan* sequences = nullptr;  // [num_seqs]
+  float* totals = nullptr;            // accumulators of each block between segments
+  float2* partial_states = nullptr;   // (max, sum) of each state of a split row
+  float* partial_values = nullptr;    // [num_states, value_stride]
+  int64_t num_states = 0;
+  int value_stride = 0;
+};
+
+struct Arguments {
+  Rows query, output, lse;
+  CacheView keys, values;
+  Integers query_starts, context_lens, kv_start;
+  const int32_t* page_table = nullptr;
+  int64_t table_seq_stride = 0, table_entry_stride = 0;
+  const float* sinks = nullptr;
+  int64_t sinks_stride = 0;
+  int32_t* status = nullptr;
+  Workspace workspace;
+
+  int64_t num_seqs = 0, total_tokens = 0;
+  int64_t max_chunk_size = 0, max_context_len = 0;
+  int64_t total_num_pages = 0;
+  int32_t max_pages = 0, page_size = 0;
+  int num_q_heads = 0, num_kv_heads = 0, group = 0;
+  int num_value_parts = 1;  // of the value columns, each with tasks of its own
+  int tile_rows = 0;        // rows of a row tile
+  int num_blocks = 0;       // of the forward kernel
+  DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
+  int cache_element_size = 0;
+
+  // Scores in units of log2: s = score_factor * dot, or cap_factor * tanh(score_factor * dot). Where nothing
+  // comes between a score and its weight, and the factor is above 0, it is weight_factor instead, and one
+  // fused operation with the subtraction of the maximum; else weight_factor is 1.
+  float score_factor = 0;
+  float cap_factor = 0;  // 0: no cap
+  float weight_factor = 1;
+  float mask_value = 0;  // in units of log2, where masked keys count
+  // Weights are 2^weight_shift times what they should be until the row is written: float16 has 2^-24 as its
+  // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
+  int weight_shift = 0;
+  MaskRule mask;
+};
+
+// New keys or new values, and their cache.
+struct AppendRows {
+  const void* tokens = nullptr;
+  int64_t token_stride = 0, token_head_stride = 0;
+  void* cache = nullptr;
+  int64_t cache_head_stride = 0, cache_page_stride = 0, cache_slot_stride = 0;
+  const float* scale = nullptr;  // null: 1
+  int64_t scale_head_stride = 0, scale_page_stride = 0, scale_slot_stride = 0;
+  float* chosen_scale = nullptr;  // or null: not chosen
+  int64_t chosen_head_stride = 0, chosen_page_stride = 0, chosen_slot_stride = 0;
+  int dim = 0;
+};
+
+struct AppendArguments {
+  AppendRows keys, values;
+  Integers query_starts, context_lens, kv_start;
+  const int32_t* page_table = nullptr;
+  int64_t table_seq_stride = 0, table_entry_stride = 0;
+  int32_t* status = nullptr;
+  int64_t num_seqs = 0, total_tokens = 0, total_num_pages = 0, max_pages = 0, page_size = 0;
+  int num_kv_heads = 0;
+  DType tokens_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
+  int tokens_element_size = 0, cache_element_size = 0;
+};
+
+struct MergeArguments {
+  Rows output_a, lse_a, output_b, lse_b, output, lse;
+  int64_t num_rows = 0;
+  int64_t num_q_heads = 0, v_head_dim = 0;
+  DType dtype = DType::kFloat32;
+  int element_size = 0;
+};
+
+}  // namespace pagefill::cuda

@@ -1,0 +1,252 @@
+#include "backends/cuda/cuda_backend.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include "backends/cuda/config.h"
+#include "backends/cuda/device_guard.h"
+#include "backends/cuda/plan.h"
+#include "checks.h"
+
+namespace pagefill {
+namespace {
+
+using cuda::Arguments;
+using cuda::CacheView;
+using cuda::Integers;
+using cuda::Plan;
+using cuda::Rows;
+
+constexpr float kLog2E = std::numbers::log2e_v<float>;
+constexpr int kFloat16WeightShift = 15;
+
+// The widest vector that every row of the tensor begins at a multiple of: 16, 8, 4, 2 or 1 bytes.
+int vector_bytes(const TensorView& view) {
+  uint64_t bits = reinterpret_cast<uintptr_t>(view.data) | 16;
+  for (int i = 0; i + 1 < view.rank; ++i) {
+    if (view.shape[i] > 1) bits |= static_cast<uint64_t>(view.strides[i] * dtype_size(view.dtype));
+  }
+  return static_cast<int>(bits & -bits);
+}
+
+Integers integers(const TensorView& view) {
+  return {static_cast<const int32_t*>(view.data), view.strides[0]};
+}
+
+Rows rows(const TensorView& view) {
+  if (!view.given()) return {};
+  return {const_cast<void*>(view.data), view.strides[0], view.strides[1], vector_bytes(view)};
+}
+
+CacheView cache_view(const TensorView& cache, const CacheScale& scale) {
+  return {cache.data,         cache.strides[0],  cache.strides[1],
+          cache.strides[2],   scale.data,        scale.head_stride,
+          scale.page_stride,  scale.slot_stride, static_cast<int>(cache.shape[3]),
+          vector_bytes(cache)};
+}
+
+// An int32 position is below 2^31, so that a larger page or table is as good as one of that size.
+int32_t clamp_to_int32(int64_t x) {
+  return static_cast<int32_t>(std::min<int64_t>(x, std::numeric_limits<int32_t>::max()));
+}
+
+Status check_counts(const Problem& p) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (p.num_q_heads > kMost || p.num_seqs > kMost) {
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("query: expected fewer than 2^31 heads and sequences on the cuda "
+                              "backend, got {} and {}",
+                              p.num_q_heads, p.num_seqs));
+  }
+  return {};
+}
+
+Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& settings) {
+  Arguments a;
+  a.query = rows(p.query);
+  a.output = rows(p.output);
+  a.lse = rows(p.lse);
+  a.keys = cache_view(p.key_cache, p.key_scale);
+  a.values = cache_view(p.value_cache, p.value_scale);
+  a.query_starts = integers(p.query_starts);
+  a.context_lens = integers(p.context_lens);
+  a.kv_start = integers(p.kv_start);
+  a.page_table = static_cast<const int32_t*>(p.page_table.data);
+  a.table_seq_stride = p.page_table.strides[0];
+  a.table_entry_stride = p.page_table.strides[1];
+  a.sinks = static_cast<const float*>(p.sinks.data);
+  a.sinks_stride = p.sinks.strides[0];
+  a.status = static_cast<int32_t*>(settings.cuda.status.data);
+  a.workspace = cuda::lay_out_workspace(p, plan, settings.workspace.data());
+
+  a.num_seqs = p.num_seqs;
+  a.total_tokens = p.query.shape[0];
+  a.max_chunk_size = settings.cuda.max_chunk_size;
+  a.max_context_len = settings.cuda.max_context_len;
+  a.total_num_pages = p.key_cache.shape[1];
+  a.max_pages = clamp_to_int32(p.page_table.shape[1]);
+  a.page_size = clamp_to_int32(p.page_size);
+  a.num_q_heads = static_cast<int>(p.num_q_heads);
+  a.num_kv_heads = static_cast<int>(p.num_kv_heads);
+  a.group = static_cast<int>(p.group);
+  a.num_value_parts = plan.num_value_parts;
+  a.tile_rows = plan.tile_rows;
+  a.num_blocks = plan.num_blocks;
+  a.query_dtype = p.query.dtype;
+  a.cache_dtype = p.key_cache.dtype;
+  a.cache_element_size = static_cast<int>(dtype_size(p.key_cache.dtype));
+
+  a.score_factor = p.softmax_scale * kLog2E;
+  if (p.attn_logits_soft_cap) {
+    a.score_factor = p.softmax_scale / *p.attn_logits_soft_cap;
+    a.cap_factor = *p.attn_logits_soft_cap * kLog2E;
+  }
+  a.mask_value = p.mask.masked_keys_count ? p.mask_value * kLog2E : 0;
+  const bool has_float16_weights =
+      p.query.dtype == DType::kFloat16 && p.key_cache.dtype == DType::kFloat16;
+  a.weight_shift = has_float16_weights ? kFloat16WeightShift : 0;
+  const bool is_plain = plan.kernel->cache == cuda::Cache::kSame && a.cap_factor == 0 &&
+                        !p.mask.masked_keys_count && a.score_factor > 0;
+  if (is_plain) std::swap(a.score_factor, a.weight_factor);
+  a.mask = p.mask;
+  return a;
+}
+
+cuda::AppendRows append_rows(const Transfer& t) {
+  cuda::AppendRows rows;
+  rows.tokens = t.tokens.data;
+  rows.token_stride = t.tokens.strides[0], rows.token_head_stride = t.tokens.strides[1];
+  rows.cache = t.cache.data;
+  rows.cache_head_stride = t.cache.strides[0], rows.cache_page_stride = t.cache.strides[1];
+  rows.cache_slot_stride = t.cache.strides[2];
+  rows.scale = t.scale.data;
+  rows.scale_head_stride = t.scale.head_stride, rows.scale_page_stride = t.scale.page_stride;
+  rows.scale_slot_stride = t.scale.slot_stride;
+  rows.chosen_scale = static_cast<float*>(t.chosen_scale.data);
+  rows.chosen_head_stride = t.chosen_scale.strides[0];
+  rows.chosen_page_stride = t.chosen_scale.strides[1];
+  rows.chosen_slot_stride = t.chosen_scale.strides[2];
+  rows.dim = static_cast<int>(t.cache.shape[3]);
+  return rows;
+}
+
+std::string find_reason() {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    cudaGetLastError();  // it is no error of the caller's
+    int driver = 0;      // stays 0 where there is none
+    cudaDriverGetVersion(&driver);
+    return driver == 0 ? "no NVIDIA driver" : cudaGetErrorString(error);
+  }
+  for (int i = 0; i < count; ++i) {
+    int major = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i) == cudaSuccess &&
+        major >= 8) {
+      return {};
+    }
+  }
+  return "no device of compute capability 8.0 or more";
+}
+
+class CudaBackend final : public Backend {
+ public:
+  const char* name() const override { return "cuda"; }
+  const char* description() const override {
+    return "NVIDIA GPUs of compute capability 8.0 and more, on memory of the device";
+  }
+  std::string unavailable_reason() const override {
+    static const std::string reason = find_reason();
+    return reason;
+  }
+  DeviceType memory() const override { return DeviceType::kCuda; }
+  bool half_weights() const override { return true; }
+
+  Result<size_t> workspace_size(const Problem& p, const RunSettings& settings) const override {
+    if (is_empty(p)) return size_t{0};
+    PAGEFILL_RETURN_IF_ERROR(check_counts(p));
+    const cuda::DeviceGuard guard(p.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    const Result<Plan> plan = cuda::make_plan(p, settings.cuda);
+    if (!plan.ok()) return plan.status();
+    return plan->workspace_bytes;
+  }
+
+  Status run(const Problem& p, const RunSettings& settings, CallReport* report) const override {
+    report->target = "portable";
+    report->num_threads = 1;
+    if (is_empty(p)) return {};
+    const cuda::DeviceGuard guard(p.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    const Result<Plan> plan = cuda::make_plan(p, settings.cuda);
+    if (!plan.ok()) return plan.status();
+    return launch(arguments_of(p, *plan, settings), *plan,
+                  static_cast<cudaStream_t>(settings.cuda.stream));
+  }
+
+  Status append_kv(const AppendProblem& p, const RunSettings& settings) const override {
+    const Problem& batch = p.batch;
+    cuda::AppendArguments a;
+    a.keys = append_rows(p.keys), a.values = append_rows(p.values);
+    a.query_starts = integers(batch.query_starts), a.context_lens = integers(batch.context_lens);
+    a.kv_start = integers(batch.kv_start);
+    a.page_table = static_cast<const int32_t*>(batch.page_table.data);
+    a.table_seq_stride = batch.page_table.strides[0];
+    a.table_entry_stride = batch.page_table.strides[1];
+    a.status = static_cast<int32_t*>(settings.cuda.status.data);
+    a.num_seqs = batch.num_seqs, a.total_tokens = p.keys.tokens.shape[0];
+    a.total_num_pages = batch.key_cache.shape[1], a.max_pages = batch.page_table.shape[1];
+    a.page_size = batch.page_size;
+    a.num_kv_heads = static_cast<int>(batch.key_cache.shape[0]);
+    a.tokens_dtype = p.keys.tokens.dtype, a.cache_dtype = batch.key_cache.dtype;
+    a.tokens_element_size = static_cast<int>(dtype_size(a.tokens_dtype));
+    a.cache_element_size = static_cast<int>(dtype_size(a.cache_dtype));
+    if (a.num_seqs == 0 || a.total_tokens == 0) return {};
+    const cuda::DeviceGuard guard(batch.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    return cuda::cuda_status(
+        "append_kv", cuda::launch_append(a, static_cast<cudaStream_t>(settings.cuda.stream)));
+  }
+
+  Status merge_states(const MergeProblem& p, const RunSettings& settings) const override {
+    cuda::MergeArguments a;
+    a.output_a = rows(p.output_a), a.lse_a = rows(p.lse_a);
+    a.output_b = rows(p.output_b), a.lse_b = rows(p.lse_b);
+    a.output = rows(p.output), a.lse = rows(p.lse);
+    a.num_q_heads = p.output_a.shape[1], a.v_head_dim = p.output_a.shape[2];
+    a.num_rows = p.output_a.shape[0] * a.num_q_heads;
+    a.dtype = p.output_a.dtype;
+    a.element_size = static_cast<int>(dtype_size(a.dtype));
+    if (a.num_rows == 0) return {};
+    const cuda::DeviceGuard guard(p.output_a.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    return cuda::cuda_status(
+        "merge_attention_states",
+        cuda::launch_merge(a, static_cast<cudaStream_t>(settings.cuda.stream)));
+  }
+
+ private:
+  static bool is_empty(const Problem& p) { return p.num_seqs == 0 || p.query.shape[0] == 0; }
+
+  static Status launch(Arguments a, const Plan& plan, cudaStream_t stream) {
+    PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("schedule", cuda::launch_schedule(a, stream)));
+    void* arguments[] = {&a};
+    PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status(
+        "forward",
+        cudaLaunchKernel(plan.kernel->function, dim3(static_cast<unsigned>(plan.num_blocks)),
+                         dim3(cuda::kThreads), arguments, plan.shared_bytes, stream)));
+    if (plan.num_states == 0) return {};
+    return cuda::cuda_status("combine", cuda::launch_combine(a, plan.num_blocks, stream));
+  }
+};
+
+}  // namespace
+
+const Backend* cuda_backend() {
+  static const CudaBackend backend;
+  return &backend;
+}
+
+}  // namespace pagefill

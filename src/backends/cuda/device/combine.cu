@@ -1,0 +1,81 @@
+// Merges the states of split rows' segments, in ascending order: a warp a row.
+#include "backends/cuda/config.h"
+#include "backends/cuda/device/find.cuh"
+#include "backends/cuda/device/state.cuh"
+#include "backends/cuda/kernels.h"
+
+namespace pagefill::cuda {
+namespace {
+
+constexpr int kCombineThreads = 256;
+constexpr int kLaneCols = 4;  // of a float4
+
+// The columns of one lane, from all states of the row.
+__device__ RowState merge_columns(const Arguments& a, int64_t first_state, int num_segments,
+                                  int column, bool has_column, float (&values)[kLaneCols]) {
+  RowState total;
+#pragma unroll 4
+  for (int i = 0; i < num_segments; ++i) {
+    const float2 state = a.workspace.partial_states[first_state + i];
+    const RowState part{state.x, state.y};
+    // A segment that the row does not see was not written.
+    const bool is_empty = part.sum == 0;
+    float4 part_values{0, 0, 0, 0};
+    if (has_column && !is_empty) {
+      part_values = *reinterpret_cast<const float4*>(
+          a.workspace.partial_values + (first_state + i) * a.workspace.value_stride + column);
+    }
+    float total_factor, part_factor;
+    merge(total, part, total_factor, part_factor);
+    const float parts[kLaneCols] = {part_values.x, part_values.y, part_values.z, part_values.w};
+#pragma unroll
+    for (int d = 0; d < kLaneCols; ++d) {
+      values[d] = merge_value(values[d], parts[d], total_factor, part_factor);
+    }
+  }
+  return total;
+}
+
+__global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant__ Arguments a) {
+  const int64_t num_rows = a.workspace.header->num_split_rows;
+  const int lane = threadIdx.x % 32;
+  const int64_t step = int64_t{gridDim.x} * (kCombineThreads / 32);
+  for (int64_t row = (int64_t{blockIdx.x} * kCombineThreads + threadIdx.x) / 32; row < num_rows;
+       row += step) {
+    const int64_t s =
+        find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_row, row);
+    const SequencePlan& p = a.workspace.sequences[s];
+    const int64_t row_of_sequence = row - p.first_row;
+    const int64_t token = p.query_start + row_of_sequence / a.num_q_heads;
+    const int q_head = static_cast<int>(row_of_sequence % a.num_q_heads);
+    const int64_t first_state = p.first_state + row_of_sequence * p.num_segments;
+    for (int first = 0; first < a.values.dim; first += 32 * kLaneCols) {
+      const int column = first + lane * kLaneCols;
+      const bool has_column = column < a.values.dim;
+      float values[kLaneCols] = {};
+      const RowState total =
+          merge_columns(a, first_state, p.num_segments, column, has_column, values);
+      const Ending end = end_row(a, total, q_head);
+      if (first == 0 && lane == 0) store_lse(a, token, q_head, end.lse);
+      if (!has_column) continue;
+      const int64_t at = output_offset(a, token, q_head) + column;
+      with_output_type<float>(a.query_dtype, [&](auto type) {
+        for (int d = 0; d < kLaneCols; d += 2) {
+          store_pair<decltype(type)>(a.output, at + d, end_value(values[d], end),
+                                     end_value(values[d + 1], end));
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream) {
+  void* arguments[] = {const_cast<Arguments*>(&a)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&combine),
+                          dim3(static_cast<unsigned>(num_blocks)), dim3(kCombineThreads), arguments,
+                          0, stream);
+}
+
+}  // namespace pagefill::cuda

@@ -1,0 +1,138 @@
+// What there is to do, from lengths that lie on the device: one block looks at all sequences.
+#include "backends/cuda/config.h"
+#include "backends/cuda/device/find.cuh"
+#include "backends/cuda/kernels.h"
+
+namespace pagefill::cuda {
+namespace {
+
+constexpr int kScheduleThreads = 1024;
+
+// The sum over the block of `value`, of the threads before this one; `*total` is that of all. Every thread
+// of the block calls it.
+__device__ int64_t sum_before(int64_t value, int64_t* total) {
+  __shared__ int64_t warp_sums[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t sum = value;
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t before = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += before;
+  }
+  __syncthreads();  // of the last call, all have read
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  int64_t warps_before = 0;
+  *total = 0;
+  for (int w = 0; w < kScheduleThreads / 32; ++w) {
+    if (w < warp) warps_before += warp_sums[w];
+    *total += warp_sums[w];
+  }
+  return warps_before + sum - value;
+}
+
+__device__ bool starts_are_good(const Arguments& a, int64_t s) {
+  if (a.query_starts.data == nullptr) return true;
+  const int32_t start = a.query_starts[s], end = a.query_starts[s + 1];
+  if (s == 0 && start != 0) {
+    report(a.status, CudaStatusCode::kQueryStarts, 0, 0, start);
+    return false;
+  }
+  if (end >= start && end <= a.total_tokens) return true;
+  report(a.status, CudaStatusCode::kQueryStarts, s, s + 1, end);
+  return false;
+}
+
+__device__ bool lengths_are_good(const Arguments& a, int64_t s, const SequencePlan& p) {
+  if (p.num_rows > a.max_chunk_size) {
+    report(a.status, CudaStatusCode::kChunkSize, s, 0, p.num_rows);
+    return false;
+  }
+  if (p.kv_start < 0) {
+    report(a.status, CudaStatusCode::kKvStart, s, 0, p.kv_start);
+    return false;
+  }
+  const int64_t num_keys = int64_t{p.context_len} - p.kv_start;
+  if (p.context_len < 0 || num_keys > a.max_context_len) {
+    report(a.status, CudaStatusCode::kContextLens, s, 0, p.context_len);
+    return false;
+  }
+  return true;
+}
+
+// A sequence on its own: what it is, and whether it is good.
+__device__ SequencePlan plan_sequence(const Arguments& a, int64_t s) {
+  SequencePlan p{};
+  p.query_start = a.query_starts.data == nullptr ? 0 : a.query_starts[s];
+  p.num_rows = (a.query_starts.data == nullptr ? static_cast<int32_t>(a.total_tokens)
+                                               : a.query_starts[s + 1]) -
+               p.query_start;
+  p.context_len = a.context_lens[s];
+  p.kv_start = a.kv_start.data == nullptr ? 0 : a.kv_start[s];
+  p.num_segments = 1;
+  if (p.num_rows == 0) return p;
+  p.num_tiles = static_cast<int32_t>(ceil_div(int64_t{p.num_rows} * a.group, a.tile_rows));
+  p.is_bad = !lengths_are_good(a, s, p);
+  if (p.is_bad) return p;
+  const KeyRange keys = a.mask.attended(p.geometry(), 0, p.num_rows);
+  if (keys.empty()) return p;
+  p.first_segment = static_cast<int32_t>(keys.begin / kSegmentKv);
+  p.num_segments = static_cast<int32_t>(ceil_div(keys.end, kSegmentKv)) - p.first_segment;
+  return p;
+}
+
+__global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_constant__ Arguments a) {
+  SequencePlan* const sequences = a.workspace.sequences;
+  const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
+  bool is_bad = false;
+  int64_t segments = 0;  // of all row tiles that this thread looks at
+  for (int64_t s = threadIdx.x; s < a.num_seqs; s += kScheduleThreads) {
+    if (!starts_are_good(a, s)) {
+      is_bad = true;
+      continue;
+    }
+    const SequencePlan p = plan_sequence(a, s);
+    sequences[s] = p;
+    segments += int64_t{p.num_tiles} * p.num_segments;
+  }
+  is_bad = __syncthreads_or(is_bad);
+  if (is_bad) {
+    if (threadIdx.x == 0) *a.workspace.header = {0, 0, 0, 1};
+    return;
+  }
+  int64_t total_segments;
+  sum_before(segments, &total_segments);
+  const int64_t total_work = total_segments * tasks_per_tile;
+
+  int64_t num_tasks = 0, num_states = 0, num_rows = 0;
+  for (int64_t base = 0; base < a.num_seqs; base += kScheduleThreads) {
+    const int64_t s = base + threadIdx.x;
+    const bool is_there = s < a.num_seqs;
+    SequencePlan p = is_there ? sequences[s] : SequencePlan{};
+    const int64_t rows = int64_t{p.num_rows} * a.num_q_heads;
+    const bool may_split =
+        p.num_segments > 1 && p.num_segments * kTasksPerBlock * a.num_blocks > total_work;
+    const int64_t states = may_split ? rows * p.num_segments : 0;
+    int64_t total;
+    const int64_t first_state = num_states + sum_before(states, &total);
+    const bool is_split = may_split && first_state + states <= a.workspace.num_states;
+    num_states += total;
+    p.first_state = is_split ? first_state : -1;
+    p.first_row = num_rows + sum_before(is_split ? rows : 0, &total);
+    num_rows += total;
+    const int64_t tasks = tasks_per_tile * p.num_tiles * (is_split ? p.num_segments : 1);
+    p.first_task = num_tasks + sum_before(tasks, &total);
+    num_tasks += total;
+    if (is_there) sequences[s] = p;
+  }
+  if (threadIdx.x == 0) *a.workspace.header = {0, num_tasks, num_rows, 0};
+}
+
+}  // namespace
+
+cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream) {
+  void* arguments[] = {const_cast<Arguments*>(&a)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&schedule), dim3(1), dim3(kScheduleThreads),
+                          arguments, 0, stream);
+}
+
+}  // namespace pagefill::cuda

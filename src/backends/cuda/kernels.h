@@ -1,0 +1,36 @@
+// The kernels as the host sees them.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <span>
+
+#include "backends/cuda/arguments.h"
+
+namespace pagefill::cuda {
+
+// What a forward kernel is compiled for; one row of the table of them (cmake/kernels.cmake).
+enum class Cache { kSame, kQuantised, kAny };  // query's dtype, 8 bits, or anything as float32
+enum class Tile { kManyRows, kFewRows };
+
+struct ForwardKernel {
+  DType query_dtype;  // kFloat32: any, computed in float32
+  Cache cache;
+  int value_cols;
+  Tile tile;
+  int min_blocks;    // a multiprocessor has registers for
+  int tile_rows;     // at most
+  int total_floats;  // of a thread, between segments
+  const void* function;
+  size_t (*shared_bytes)(int tile_rows, int head_dim, int cache_element_size);
+};
+
+std::span<const ForwardKernel> forward_kernels();
+
+cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream);
+cudaError_t launch_append(const AppendArguments& a, cudaStream_t stream);
+cudaError_t launch_merge(const MergeArguments& a, cudaStream_t stream);
+cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream);
+
+}  // namespace pagefill::cuda

@@ -1,0 +1,271 @@
+// The forward kernel: a block takes tasks until none is left. A task is a row tile of one KV head of one
+// sequence against all of its keys, or one segment of them.
+#pragma once
+
+#include "backends/cuda/portable/softmax.cuh"
+
+namespace pagefill::cuda {
+
+template <class C>
+struct Shared {
+  typename C::Element* queries;
+  char* ring;
+  char* staged;
+  char* weights;
+  float* exchange;
+  float* quarters;
+  RowKeys* rows;
+  Task* task;
+  TileTable* tables;
+  int piece_bytes;
+
+  __device__ Shared(char* base, const Arguments& a) {
+    const SharedLayout at = shared_layout<C>(a.tile_rows, a.keys.dim, a.cache_element_size);
+    queries = reinterpret_cast<typename C::Element*>(base + at.queries);
+    ring = base + at.ring;
+    staged = base + at.staged;
+    weights = base + at.weights;
+    exchange = reinterpret_cast<float*>(base + at.exchange);
+    quarters = reinterpret_cast<float*>(base + at.quarters);
+    rows = reinterpret_cast<RowKeys*>(base + at.rows);
+    task = reinterpret_cast<Task*>(base + at.task);
+    tables = reinterpret_cast<TileTable*>(base + at.tables);
+    piece_bytes = kTileKv * C::kPiece * (C::kIsStaged ? a.cache_element_size : 2);
+  }
+};
+
+__device__ __forceinline__ KeyInterval interval(KeyRange range) {
+  return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
+}
+
+// Which keys the rows of a task take.
+__device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t first = task.first_row / a.group;
+  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+  const int64_t first_position = seq.position(first), last_position = seq.position(last);
+  KeyRange any = a.mask.attended(seq, first, last + 1);
+  if (task.segment >= 0) {
+    const int64_t begin = int64_t{task.segment} * kSegmentKv;
+    any = intersect(any, {begin, begin + kSegmentKv});
+  }
+  task.any = interval(any.empty() ? KeyRange{} : any);
+  task.all_attended = interval(
+      intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position)));
+  task.all_visible =
+      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)));
+}
+
+__device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
+  Task task{};
+  task.sequence =
+      find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_task, index);
+  const SequencePlan& p = a.workspace.sequences[task.sequence];
+  task.plan = &p;
+  int64_t rest = index - p.first_task;
+  task.value_part = static_cast<int>(rest % a.num_value_parts);
+  rest /= a.num_value_parts;
+  task.kv_head = static_cast<int>(rest % a.num_kv_heads);
+  rest /= a.num_kv_heads;
+  task.segment = -1;
+  if (p.first_state >= 0) {
+    task.segment = p.first_segment + static_cast<int>(rest % p.num_segments);
+    rest /= p.num_segments;
+  }
+  // The last rows see most keys: they come first.
+  task.first_row = (p.num_tiles - 1 - rest) * a.tile_rows;
+  task.num_rows =
+      static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
+  task.kv_start = p.kv_start;
+  if (!p.is_bad) find_keys(a, task);
+  return task;
+}
+
+// The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead.
+template <class C>
+struct Pipeline {
+  const Arguments& a;
+  const Shared<C>& shared;
+  int key_pieces, value_pieces, first_value_col;
+  int issue_tile, issue_piece = 0, end_tile;
+  int issue_slot = 0, slot = 0;
+
+  __device__ __forceinline__ void issue() {
+    if (issue_tile < end_tile) {
+      const TileTable& table = shared.tables[issue_tile % kTables];
+      char* const piece = shared.ring + issue_slot * shared.piece_bytes;
+      const bool is_key = issue_piece < key_pieces;
+      copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
+                    is_key ? issue_piece * C::kPiece
+                           : first_value_col + (issue_piece - key_pieces) * C::kPiece,
+                    a.cache_element_size, piece);
+      if (++issue_piece == key_pieces + value_pieces) issue_piece = 0, ++issue_tile;
+      if (++issue_slot == C::kStages) issue_slot = 0;
+    }
+    ptx::commit_copies();  // also where there is nothing more, so that groups count pieces
+  }
+
+  // The next piece, for all threads of the block to see; its predecessor's place is free from here on.
+  __device__ __forceinline__ char* next() {
+    ptx::wait_for_copies<C::kStages - 2>();
+    __syncthreads();
+    char* const piece = shared.ring + slot * shared.piece_bytes;
+    if (++slot == C::kStages) slot = 0;
+    issue();
+    return piece;
+  }
+};
+
+// The rows of one task, and what is known of them.
+template <class C>
+struct Block {
+  float max[C::kRowBlocks][2];
+  Sums sums[C::kRowBlocks];
+  Outputs<C> output;
+};
+
+// Calls run with the number of row blocks that a warp has work for, as a constant.
+template <class C, typename Run>
+__device__ __forceinline__ void with_blocks(int num_blocks, const Run& run) {
+  if constexpr (C::kRowBlocks == 2) {
+    if (num_blocks == 2) return run(std::integral_constant<int, 2>());
+  }
+  if (num_blocks > 0) run(std::integral_constant<int, 1>());
+}
+
+template <class C>
+__device__ __forceinline__ void clear(Outputs<C>& output) {
+#pragma unroll
+  for (auto& block : output) {
+#pragma unroll
+    for (auto& col : block) {
+#pragma unroll
+      for (float& x : col) x = 0;
+    }
+  }
+}
+
+// Which rows and columns a thread has.
+template <class C>
+struct Place {
+  int warp_row, key_warp, lane;
+  __device__ Place()
+      : warp_row(threadIdx.x / 32 / C::kKeyWarps * kWarpRows),
+        key_warp(threadIdx.x / 32 % C::kKeyWarps),
+        lane(threadIdx.x % 32) {}
+  __device__ int row(int m, int r) const { return m * C::kBlockStep + warp_row + lane / 4 + 8 * r; }
+  // Row blocks that hold some of so many rows.
+  __device__ int num_blocks(int num_rows) const {
+    return max(0, min(C::kRowBlocks, (num_rows - warp_row - 1 + C::kBlockStep) / C::kBlockStep));
+  }
+  __device__ int first_score_col() const { return key_warp * C::kScoreCols; }
+  __device__ int first_value_col() const { return key_warp * C::kPieceCols; }
+  // Of the task's value columns.
+  __device__ int column(int output_col) const {
+    const int piece = output_col / C::kPieceCols, col = output_col % C::kPieceCols;
+    return piece * C::kPiece + (first_value_col() + col) * 8 + lane % 4 * 2;
+  }
+};
+
+// Weights to where the second product reads them: shared memory, or mma's a in registers.
+template <class C>
+__device__ __forceinline__ void place_weights(const Place<C>& place, const Shared<C>& shared,
+                                              const float (&weights)[C::kScoreCols][4],
+                                              uint32_t (&packed)[kTileKv / 16][4]) {
+  if constexpr (C::kIsFloat) {
+    float* const to = reinterpret_cast<float*>(shared.weights);
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const int key = (place.first_score_col() + col) * 8 + place.lane % 4 * 2;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        *reinterpret_cast<float2*>(to + place.row(0, r) * C::kWeightsRow + key) = {
+            weights[col][2 * r], weights[col][2 * r + 1]};
+      }
+    }
+    __syncwarp();
+  } else {
+    using T = typename C::Value;
+#pragma unroll
+    for (int step = 0; step < C::kScoreCols / 2; ++step) {
+      const float(&low)[4] = weights[2 * step], (&high)[4] = weights[2 * step + 1];
+      packed[step][0] = pack<T>(low[0], low[1]);
+      packed[step][1] = pack<T>(low[2], low[3]);
+      packed[step][2] = pack<T>(high[0], high[1]);
+      packed[step][3] = pack<T>(high[2], high[3]);
+    }
+    if constexpr (C::kKeyWarps > 1) {
+      reinterpret_cast<uint4*>(shared.weights)[place.key_warp * 32 + place.lane] = {
+          packed[0][0], packed[0][1], packed[0][2], packed[0][3]};
+    }
+  }
+}
+
+// What the other warps have put there. They have passed a barrier since.
+template <class C>
+__device__ __forceinline__ void take_weights(const Place<C>& place, const Shared<C>& shared,
+                                             uint32_t (&packed)[kTileKv / 16][4]) {
+  if constexpr (!C::kIsFloat && C::kKeyWarps > 1) {
+#pragma unroll
+    for (int step = 0; step < kTileKv / 16; ++step) {
+      const uint4 w = reinterpret_cast<const uint4*>(shared.weights)[step * 32 + place.lane];
+      packed[step][0] = w.x, packed[step][1] = w.y, packed[step][2] = w.z, packed[step][3] = w.w;
+    }
+  }
+}
+
+// The piece in the form that the products take.
+template <class C, typename T>
+__device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& shared, char* piece) {
+  if constexpr (!C::kIsStaged) return piece;
+  stage_piece<C>(piece, a.cache_dtype, a.cache_element_size, reinterpret_cast<T*>(shared.staged));
+  __syncthreads();
+  return shared.staged;
+}
+
+template <class C, int kPiece>
+__device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
+                                           const Place<C>& place, Pipeline<C>& pipeline,
+                                           Block<C>& block, PackedWeights<C>& packed,
+                                           int num_blocks, bool must_select, int tile_begin) {
+  if constexpr (kPiece < C::kValuePieces) {
+    const int num_dims =
+        a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
+    if (num_dims <= 0) return;
+    char* const piece = staged<C, typename C::Value>(a, shared, pipeline.next());
+    if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
+    const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
+    if constexpr (C::kIsFloat) {
+      if (num_blocks > 0) {
+        const KeyInterval rows[2] = {attended(0, 0), attended(0, 1)};
+        add_values_float<C, kPiece>(
+            block.output[0],
+            reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
+            reinterpret_cast<const float*>(piece), place.first_value_col(), must_select, tile_begin,
+            rows);
+      }
+    } else {
+      if (kPiece == 0) take_weights(place, shared, packed[0]);
+      if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
+#pragma unroll
+        for (int m = 0; m < C::kRowBlocks; ++m) {
+          if (m >= num_blocks) break;
+          const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
+          add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
+                                    tile_begin, rows);
+        }
+        __syncthreads();
+        remove_not_finite<C>(piece);
+        __syncthreads();
+      }
+      with_blocks<C>(num_blocks, [&](auto blocks) {
+        add_values_mma<C, kPiece, blocks>(block.output, packed, ptx::shared_address(piece),
+                                          num_dims, place.first_value_col());
+      });
+    }
+    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
+                              tile_begin);
+  }
+}
+
+}  // namespace pagefill::cuda

@@ -1,0 +1,202 @@
+// The forward kernel from top to bottom; its parts are in the files beside it.
+#pragma once
+
+#include <limits>
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/portable/finish.cuh"
+
+namespace pagefill::cuda {
+
+// A thread a row. One that is not there does as the last one.
+template <class C>
+__device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, RowKeys* rows) {
+  static_assert(sizeof(RowKeys) == kRowKeysBytes && sizeof(Task) <= kTaskBytes);
+  const int row = threadIdx.x;
+  if (row >= a.tile_rows) return;
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t packed = task.first_row + min(row, task.num_rows - 1);
+  const int64_t position = seq.position(packed / a.group);
+  rows[row] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+}
+
+// One KV tile: scores, weights, values.
+template <class C>
+__device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
+                                         const Place<C>& place, int tile, int32_t& entry_ahead,
+                                         int num_blocks, Pipeline<C>& pipeline, Block<C>& block) {
+  const TileTable& table = shared.tables[tile % kTables];
+  Scores<C> scores = {};
+#pragma unroll 1
+  for (int i = 0; i < pipeline.key_pieces; ++i) {
+    char* piece = pipeline.next();
+    if (i == 0) {
+      fill_table<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
+      entry_ahead = read_entry(a, *shared.task, tile + 3);
+    }
+    piece = staged<C, typename C::Element>(a, shared, piece);
+    if (num_blocks == 0) continue;
+    const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
+    const int row_elements = query_row<C>(a.keys.dim);
+    const auto* const queries = shared.queries + place.warp_row * row_elements;
+    if constexpr (C::kIsFloat) {
+      add_scores_float<C>(scores[0], queries + i * C::kPiece, row_elements, num_dims,
+                          reinterpret_cast<const float*>(piece), place.first_score_col());
+    } else {
+      with_blocks<C>(num_blocks, [&](auto blocks) {
+        add_scores_mma<C, blocks>(scores, ptx::shared_address(queries), row_elements * 2,
+                                  i * C::kPiece / 8, num_dims, ptx::shared_address(piece),
+                                  place.first_score_col());
+      });
+    }
+  }
+  PackedWeights<C> packed;
+  const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+  const bool is_masked = table.must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
+  with_blocks<C>(num_blocks, [&](auto blocks) {
+#pragma unroll
+    for (int m = 0; m < blocks; ++m) {
+      scale_scores<C>(a, table, first_key, scores[m]);
+      if (is_masked) {
+        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+        mask_scores<C>(a, table, tile_begin, first_key, rows, scores[m]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < blocks; ++m) {
+      softmax<C>(a, shared.exchange, shared.quarters, block.max[m], block.sums[m], block.output[m],
+                 scores[m]);
+      if constexpr (C::kIsStaged) {
+        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+        scale_weights<C>(table, tile_begin, first_key, table.must_mask, rows, scores[m]);
+      }
+      place_weights<C>(place, shared, scores[m], packed[m]);
+    }
+  });
+  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, table.must_select,
+                   tile * kTileKv);
+}
+
+template <class C>
+__device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared) {
+  const Place<C> place;
+  const Task& task = *shared.task;
+  const int first_tile = task.any.begin / kTileKv;
+  const int end_tile = (task.any.end - 1 + kTileKv) / kTileKv;
+  const int num_blocks = place.num_blocks(task.num_rows);
+
+  Block<C> block;
+#pragma unroll
+  for (int m = 0; m < C::kRowBlocks; ++m) block.max[m][0] = block.max[m][1] = -kInfinity;
+  clear<C>(block.output);
+  find_rows<C>(a, task, shared.rows);
+  fill_table<C>(a, task, first_tile, read_entry(a, task, first_tile),
+                shared.tables[first_tile % kTables]);
+  fill_table<C>(a, task, first_tile + 1, read_entry(a, task, first_tile + 1),
+                shared.tables[(first_tile + 1) % kTables]);
+  int32_t entry_ahead = read_entry(a, task, first_tile + 2);
+  load_queries<C>(a, task.plan->query_start, task.kv_head, task.first_row, task.num_rows,
+                  shared.queries);
+  __syncthreads();
+
+  const int first_col = task.value_part * C::kValueCols;
+  Pipeline<C> pipeline{a,
+                       shared,
+                       (a.keys.dim + C::kPiece - 1) / C::kPiece,
+                       (min(C::kValueCols, a.values.dim - first_col) + C::kPiece - 1) / C::kPiece,
+                       first_col,
+                       first_tile};
+  pipeline.end_tile = end_tile;
+  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue();
+
+  constexpr int kSegmentTiles = kSegmentKv / kTileKv;
+#pragma unroll 1
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    if (tile % kSegmentTiles == 0 && tile > first_tile) {
+      keep_segment<C>(a, block, tile - kSegmentTiles <= first_tile);
+    }
+    add_tile<C>(a, shared, place, tile, entry_ahead, num_blocks, pipeline, block);
+  }
+  RowState totals[C::kRowBlocks][2];
+  const bool is_only = first_tile / kSegmentTiles == (end_tile - 1) / kSegmentTiles;
+  end_segments<C>(a, block, is_only || end_tile <= first_tile, totals);
+  ptx::wait_for_copies<0>();
+  if (task.segment >= 0) {
+    write_partial<C>(a, task, place, block, totals);
+  } else {
+    write_output<C>(a, task, place, block, totals);
+  }
+}
+
+// The rows of tokens [begin, end), all heads: what lengths that make no sense come to.
+__device__ inline void write_nan(const Arguments& a, int64_t first_token, int64_t num_rows,
+                                 int first_head, int num_heads, int64_t thread, int64_t step) {
+  const int pairs = a.values.dim / 2;
+  for (int64_t i = thread; i < num_rows * num_heads * pairs; i += step) {
+    const int64_t row = i / pairs, token = first_token + row / num_heads;
+    const int q_head = first_head + static_cast<int>(row % num_heads);
+    const int column = static_cast<int>(i % pairs) * 2;
+    with_output_type<float>(a.query_dtype, [&](auto type) {
+      store_pair<decltype(type)>(a.output, output_offset(a, token, q_head) + column, kNaN, kNaN);
+    });
+    if (column == 0) store_lse(a, token, q_head, kNaN);
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, C::kMinBlocks)
+    forward(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(128) char memory[];
+  __shared__ long long shared_task;
+  ScheduleHeader& header = *a.workspace.header;
+  if (header.is_bad) {
+    write_nan(a, 0, a.total_tokens, 0, a.num_q_heads, int64_t{blockIdx.x} * kThreads + threadIdx.x,
+              int64_t{gridDim.x} * kThreads);
+    return;
+  }
+  const Shared<C> shared(memory, a);
+  const long long num_tasks = header.num_tasks;
+  long long next = 0;
+  if (threadIdx.x == 0) shared_task = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
+  __syncthreads();
+  for (long long index = shared_task; index < num_tasks; index = shared_task) {
+    // Asked for early: the answer is there when the task is done.
+    if (threadIdx.x == 0) next = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
+    if (threadIdx.x < 32) {
+      const Task found = find_task(a, index);
+      if (threadIdx.x == 0) *shared.task = found;
+    }
+    __syncthreads();
+    const Task& task = *shared.task;
+    if (!task.plan->is_bad) {
+      run_task<C>(a, shared);
+    } else if (task.value_part == 0) {
+      const int64_t first = task.first_row / a.group;
+      const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+      write_nan(a, task.plan->query_start + first, last - first + 1, task.kv_head * a.group,
+                a.group, threadIdx.x, kThreads);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) shared_task = next;
+    __syncthreads();
+  }
+}
+
+// A row of the table of kernels.
+template <class C>
+ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
+  return {
+      query_dtype,
+      cache,
+      C::kValueCols,
+      C::kKeyWarps == 1 ? Tile::kManyRows : Tile::kFewRows,
+      C::kMinBlocks,
+      C::kTileRows,
+      C::kRowBlocks * (C::kOutputCols + 1) * 4,
+      reinterpret_cast<const void*>(&forward<C>),
+      [](int tile_rows, int head_dim, int cache_element_size) {
+        return static_cast<size_t>(shared_layout<C>(tile_rows, head_dim, cache_element_size).size);
+      }};
+}
+
+}  // namespace pagefill::cuda

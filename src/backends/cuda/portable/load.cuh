@@ -1,0 +1,180 @@
+// From pages to shared memory: where a tile's keys lie, and the copies that bring them.
+#pragma once
+
+#include "backends/cuda/device/find.cuh"
+#include "backends/cuda/portable/config.h"
+#include "backends/cuda/ptx/copy.h"
+
+namespace pagefill::cuda {
+
+// Absolute positions of keys.
+struct KeyInterval {
+  int32_t begin, end;
+  __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
+  __device__ bool contains(KeyInterval other) const {
+    return other.begin >= begin && other.end <= end;
+  }
+};
+
+// What a block has in hand: the rows of a row tile, and keys. In shared memory: few ask, and registers are
+// short.
+struct Task {
+  const SequencePlan* plan;
+  int64_t sequence;
+  int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
+  int32_t num_rows;
+  int32_t kv_start;
+  int kv_head;
+  int value_part;
+  int segment;  // absolute, or -1: all
+  // Keys that some row takes, and those that all rows take, and see.
+  KeyInterval any, all_attended, all_visible;
+};
+
+// The table entry of a key of a tile, read long before it is used. A thread a key.
+__device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int tile) {
+  const int32_t key = tile * kTileKv + static_cast<int>(threadIdx.x);
+  if (threadIdx.x >= kTileKv || !task.any.contains(key)) return -1;
+  const int32_t page = (key - task.kv_start) / a.page_size;
+  return a.page_table[task.sequence * a.table_seq_stride + page * a.table_entry_stride];
+}
+
+__device__ __forceinline__ void read_scale(const CacheView& cache, float* to, int kv_head,
+                                           int32_t page, int32_t slot, bool is_there) {
+  if (cache.scale == nullptr) {
+    *to = 1;
+    return;
+  }
+  const float* from = cache.scale;
+  if (is_there) {
+    from += kv_head * cache.scale_head_stride + page * cache.scale_page_stride +
+            slot * cache.scale_slot_stride;
+  }
+  ptx::copy_async<4>(ptx::shared_address(to), from, is_there);
+}
+
+// Fills in the table of a tile from the entries that read_entry has read. An entry that is no page of the
+// cache is reported, and never becomes an address.
+template <class C>
+__device__ __forceinline__ void fill_table(const Arguments& a, const Task& task, int tile,
+                                           int32_t entry, TileTable& table) {
+  const int lane_key = threadIdx.x;
+  if (lane_key >= kTileKv) return;
+  const int32_t key = tile * kTileKv + lane_key;
+  const bool is_needed = task.any.contains(key);
+  const bool is_page = entry >= 0 && entry < a.total_num_pages;
+  const int32_t token = key - task.kv_start;
+  const int32_t slot = is_needed ? token % a.page_size : 0;
+  const bool is_there = is_needed && is_page;
+  const uint32_t bad = __ballot_sync(~0u, is_needed && !is_page);
+  const uint32_t there = __ballot_sync(~0u, is_there);
+  if (lane_key % 32 == 0) {
+    table.is_bad[lane_key / 32] = bad;
+    table.is_there[lane_key / 32] = there;
+  }
+  if (lane_key == 0) {
+    const KeyInterval whole{tile * kTileKv, tile * kTileKv + kTileKv};
+    table.must_mask = !task.all_visible.contains(whole);
+    table.must_select = !task.all_attended.contains(
+        KeyInterval{max(whole.begin, task.any.begin), min(whole.end, task.any.end)});
+  }
+  if (is_needed && !is_page) {
+    report(a.status, CudaStatusCode::kPageTable, task.sequence, token / a.page_size, entry);
+  }
+  const auto row = [&](const CacheView& cache) -> const char* {
+    if (!is_there) return static_cast<const char*>(cache.data);
+    const int64_t offset =
+        task.kv_head * cache.head_stride + entry * cache.page_stride + slot * cache.slot_stride;
+    return static_cast<const char*>(cache.data) + offset * a.cache_element_size;
+  };
+  table.keys[lane_key] = row(a.keys);
+  table.values[lane_key] = row(a.values);
+  if constexpr (C::kIsStaged) {
+    read_scale(a.keys, &table.key_scale[lane_key], task.kv_head, entry, slot, is_there);
+    read_scale(a.values, &table.value_scale[lane_key], task.kv_head, entry, slot, is_there);
+  }
+}
+
+// Where chunk `chunk` (8 elements of 16 bits) of a row lies: exchanged with the row's number, so that 8 rows
+// of one chunk lie in 32 banks.
+__device__ __forceinline__ int swizzled(int chunk, int row) { return chunk ^ (row & 7); }
+
+// Any other than 16 bytes at once: the width that the addresses allow.
+template <int kBytes>
+__device__ __forceinline__ void copy_in_steps(char* to, const char* from, int bytes,
+                                              bool is_there) {
+#pragma unroll 1
+  for (int at = 0; at < bytes; at += kBytes) {
+    if constexpr (kBytes >= 4) {
+      ptx::copy_async<kBytes>(ptx::shared_address(to + at), from + at, is_there);
+    } else {
+      using T = std::conditional_t<kBytes == 2, uint16_t, uint8_t>;
+      *reinterpret_cast<T*>(to + at) = is_there ? *reinterpret_cast<const T*>(from + at) : T{0};
+    }
+  }
+}
+
+__device__ __forceinline__ void copy_narrow(char* to, const char* from, int bytes, int vector_bytes,
+                                            bool is_there) {
+  switch (vector_bytes) {
+    case 16:
+    case 8:
+      return copy_in_steps<8>(to, from, bytes, is_there);
+    case 4:
+      return copy_in_steps<4>(to, from, bytes, is_there);
+    case 2:
+      return copy_in_steps<2>(to, from, bytes, is_there);
+    default:
+      return copy_in_steps<1>(to, from, bytes, is_there);
+  }
+}
+
+// Starts to bring a piece: elements [first_dim, first_dim + kPiece) of a tile's keys or values, zeros where
+// there are none. `rows` are the addresses of the tile's rows.
+template <class C>
+__device__ __forceinline__ void copy_piece(const CacheView& cache, const TileTable& table,
+                                           const char* const* rows, int first_dim, int element_size,
+                                           char* piece) {
+  constexpr int kChunks = C::kPiece / 8, kSteps = kTileKv * kChunks / kThreads;
+  constexpr int kRowStep = kThreads / kChunks;  // a multiple of 8: a thread's rows swizzle alike
+  if constexpr (!C::kIsStaged) element_size = 2;
+  const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
+  const int dim = first_dim + chunk * 8, bytes = 8 * element_size;
+  const int place = C::kIsStaged ? chunk : swizzled(chunk, first_row);
+  rows += first_row;
+  if (cache.vector_bytes == 16 && bytes == 16) {
+    const uint32_t to = ptx::shared_address(piece + first_row * C::kPiece * 2 + place * 16);
+    const bool is_whole =
+        (table.is_there[0] & table.is_there[1]) == ~0u && first_dim + C::kPiece <= cache.dim;
+    const char* from[kSteps];  // read all at once: a copy waits for its address
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) from[i] = rows[i * kRowStep] + dim * 2;
+    if (is_whole) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        ptx::copy_async_whole(to + i * kRowStep * C::kPiece * 2, from[i]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int row = first_row + i * kRowStep;
+      const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
+      ptx::copy_async<16>(to + i * kRowStep * C::kPiece * 2,
+                          is_there ? from[i] : static_cast<const char*>(cache.data), is_there);
+    }
+    return;
+  }
+  // In loops: the code of the main loop is to stay in the instruction cache.
+#pragma unroll 1
+  for (int i = 0; i < kSteps; ++i) {
+    const int row = first_row + i * kRowStep;
+    const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
+    const char* const from =
+        is_there ? rows[i * kRowStep] + dim * element_size : static_cast<const char*>(cache.data);
+    copy_narrow(piece + (row * C::kPiece + place * 8) * element_size, from, bytes,
+                cache.vector_bytes, is_there);
+  }
+}
+
+}  // namespace pagefill::cuda

@@ -1,0 +1,267 @@
+// The two products of a piece: scores += queries * keys^T, and output += weights * values. Each number is
+// one chain of additions in a fixed order, whatever rows surround it.
+//
+// Both ways hold scores and outputs as mma.m16n8k16 does: of each column of 8, lane l has rows l / 4 and
+// l / 4 + 8 of the warp's 16, at columns 2 * (l % 4) and the next.
+#pragma once
+
+#include "backends/cuda/portable/stage.cuh"
+
+namespace pagefill::cuda {
+
+// Which keys a row takes; in shared memory, as only tiles at an edge ask.
+struct RowKeys {
+  KeyInterval attended;  // what takes part
+  KeyInterval visible;   // what causality and window show; elsewhere mask_value is added
+};
+
+// ---- 16-bit numbers: tensor cores.
+
+// Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
+inline constexpr int kAhead = 2;
+
+template <class C>
+using Scores = float[C::kRowBlocks][C::kScoreCols][4];
+template <class C>
+using Outputs = float[C::kRowBlocks][C::kOutputCols][4];
+// Weights in the places of mma's a, for each 16 keys.
+template <class C>
+using PackedWeights = uint32_t[C::kRowBlocks][kTileKv / 16][4];
+
+// scores += queries * keys of one piece, for the first kBlocks row blocks; `queries` begins at the warp's
+// rows, `first_chunk` is the piece's first chunk of a query row.
+template <class C, int kBlocks>
+__device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queries,
+                                               int query_row_bytes, int first_chunk, int num_dims,
+                                               uint32_t keys, int first_col) {
+  using T = typename C::Element;
+  const int lane = threadIdx.x % 32;
+  // Matrices of a: rows 0-7 and 8-15 of the first 8 dims, then of the next 8.
+  const int a_row = lane % 16, a_chunk = first_chunk + lane / 16;
+  // Matrices of b: keys 0-7 at dims 0-7 and 8-15, then keys 8-15.
+  const int b_row = first_col * 8 + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  constexpr int kSteps = 4,
+                kPairs = C::kScoreCols / 2;  // 16 dims a step, 16 keys a pair of columns
+  queries += a_row * query_row_bytes;
+  keys += b_row * C::kPiece * 2;
+  // 64 dims at once, zeros behind the last.
+#pragma unroll
+  for (int part = 0; part < C::kPiece / 64; ++part) {
+    if (part * 64 >= num_dims) break;
+    uint32_t q[2][kBlocks][4], k[kAhead + 1][4];
+    const auto load_queries = [&](int step) {
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::load_matrices(q[step % 2][m], queries + m * C::kBlockStep * query_row_bytes +
+                                               swizzled(part * 8 + step * 2 + a_chunk, a_row) * 16);
+      }
+    };
+    const auto load_keys = [&](int i) {
+      if (i >= kSteps * kPairs) return;
+      ptx::load_matrices(k[i % (kAhead + 1)],
+                         keys + i % kPairs * 16 * C::kPiece * 2 +
+                             swizzled(part * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
+    };
+    load_queries(0);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_keys(i);
+#pragma unroll
+    for (int i = 0; i < kSteps * kPairs; ++i) {
+      const int step = i / kPairs, col = i % kPairs * 2;
+      load_keys(i + kAhead);
+      if (i % kPairs == 0 && step + 1 < kSteps) load_queries(step + 1);
+      const uint32_t(&b)[4] = k[i % (kAhead + 1)];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::mma<T>(scores[m][col], q[step % 2][m], b[0], b[1]);
+        ptx::mma<T>(scores[m][col + 1], q[step % 2][m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float value_of(uint32_t bits);
+template <>
+__device__ __forceinline__ float value_of<__nv_bfloat16>(uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+template <>
+__device__ __forceinline__ float value_of<__half>(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+template <typename T>
+inline constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+
+// The pair with zeros in place of infinities and NaN.
+template <typename T>
+__device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
+  constexpr uint32_t kLow = kExponent<T>, kHigh = kExponent<T> << 16;
+  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
+  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
+  return pair;
+}
+
+// What infinities and NaN among the values add to the rows that see them: 0 * inf, in a row that does not
+// see the key, must not be. Rare, so one key after another.
+template <class C, int kPiece>
+__device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
+                                               const uint32_t (&weights)[kTileKv / 16][4],
+                                               const char* values, int first_col, int32_t first_key,
+                                               const KeyInterval (&rows)[2]) {
+  using T = typename C::Value;
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int key = 0; key < kTileKv; ++key) {
+    uint32_t low = 0, high = 0;
+#pragma unroll
+    for (int half = 0; half < kTileKv / 8; ++half) {
+      // By masks: of an index the compiler would make an array in local memory.
+      const uint32_t mask = half == key / 8 ? ~0u : 0u;
+      low |= weights[half / 2][half % 2 * 2] & mask;
+      high |= weights[half / 2][half % 2 * 2 + 1] & mask;
+    }
+    const int owner = (lane & ~3) | (key % 8 / 2), shift = key % 2 * 16;
+    const float w0 = value_of<T>(__shfl_sync(~0u, low, owner) >> shift & 0xffffu);
+    const float w1 = value_of<T>(__shfl_sync(~0u, high, owner) >> shift & 0xffffu);
+    const bool sees0 = rows[0].contains(first_key + key), sees1 = rows[1].contains(first_key + key);
+#pragma unroll
+    for (int col = 0; col < C::kPieceCols; ++col) {
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(
+          values + key * C::kPiece * 2 + swizzled(first_col + col, key) * 16 + lane % 4 * 4);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const uint32_t bits = pair >> (16 * e) & 0xffffu;
+        if ((bits & kExponent<T>) != kExponent<T>) continue;
+        float(&o)[4] = output[kPiece * C::kPieceCols + col];
+        if (sees0) o[e] = __fmaf_rn(w0, value_of<T>(bits), o[e]);
+        if (sees1) o[2 + e] = __fmaf_rn(w1, value_of<T>(bits), o[2 + e]);
+      }
+    }
+  }
+}
+
+// output += weights * values of piece kPiece, for the first kBlocks row blocks.
+template <class C, int kPiece, int kBlocks>
+__device__ __forceinline__ void add_values_mma(Outputs<C>& output, const PackedWeights<C>& weights,
+                                               uint32_t values, int num_dims, int first_col) {
+  using T = typename C::Value;
+  const int lane = threadIdx.x % 32;
+  // Matrices: keys 0-7 and 8-15 at columns 0-7, then at columns 8-15.
+  const int b_row = lane % 16, b_chunk = first_col + lane / 16;
+  constexpr int kPartCols = C::kPieceCols < 8 ? C::kPieceCols : 8;  // at most 64 columns at once
+  constexpr int kPairs = kPartCols / 2, kCount = kTileKv / 16 * kPairs;
+  values += b_row * C::kPiece * 2;
+#pragma unroll
+  for (int part = 0; part < C::kPieceCols; part += kPartCols) {
+    if ((first_col + part) * 8 >= num_dims) break;
+    uint32_t v[kAhead + 1][4];
+    const auto load_values = [&](int i) {
+      if (i >= kCount) return;
+      ptx::load_matrices_transposed(v[i % (kAhead + 1)],
+                                    values + i / kPairs * 16 * C::kPiece * 2 +
+                                        swizzled(part + i % kPairs * 2 + b_chunk, b_row) * 16);
+    };
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_values(i);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int step = i / kPairs, col = kPiece * C::kPieceCols + part + i % kPairs * 2;
+      load_values(i + kAhead);
+      const uint32_t(&b)[4] = v[i % (kAhead + 1)];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        ptx::mma<T>(output[m][col], weights[m][step], b[0], b[1]);
+        ptx::mma<T>(output[m][col + 1], weights[m][step], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Whether this thread's share of a piece holds an infinity or a NaN.
+template <class C>
+__device__ __forceinline__ bool finds_not_finite(const char* values) {
+  using T = typename C::Value;
+  bool found = false;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 8; i += kThreads) {
+    const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
+    for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
+      found |= pair != finite_pair<T>(pair);
+  }
+  return found;
+}
+
+// Zeros in their places.
+template <class C>
+__device__ __forceinline__ void remove_not_finite(char* values) {
+  using T = typename C::Value;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 2; i += kThreads) {
+    uint32_t& pair = reinterpret_cast<uint32_t*>(values)[i];
+    pair = finite_pair<T>(pair);
+  }
+}
+
+// ---- float32: multiply-adds.
+
+template <class C>
+__device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][4],
+                                                 const float* queries, int query_row_elements,
+                                                 int num_dims, const float* keys, int first_col) {
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  const float* const q0 = queries + group * query_row_elements;
+  const float* const q1 = q0 + 8 * query_row_elements;
+  const float* const k = keys + (first_col * 8 + pair) * C::kPieceRow;
+#pragma unroll 2
+  for (int d = 0; d < num_dims; d += 4) {
+    const float4 a[2] = {*reinterpret_cast<const float4*>(q0 + d),
+                         *reinterpret_cast<const float4*>(q1 + d)};
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const float* const row = k + col * 8 * C::kPieceRow + d;
+      const float4 b[2] = {*reinterpret_cast<const float4*>(row),
+                           *reinterpret_cast<const float4*>(row + C::kPieceRow)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& s = scores[col][e];
+        s = __fmaf_rn(a[e / 2].x, b[e % 2].x, s);
+        s = __fmaf_rn(a[e / 2].y, b[e % 2].y, s);
+        s = __fmaf_rn(a[e / 2].z, b[e % 2].z, s);
+        s = __fmaf_rn(a[e / 2].w, b[e % 2].w, s);
+      }
+    }
+  }
+}
+
+// `weights` begins at the warp's rows. Where some row does not see some key, `must_select`: its value is
+// then left out, whatever it is.
+template <class C, int kPiece>
+__device__ __forceinline__ void add_values_float(float (&output)[C::kOutputCols][4],
+                                                 const float* weights, const float* values,
+                                                 int first_col, bool must_select, int32_t first_key,
+                                                 const KeyInterval (&rows)[2]) {
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  const float* const w0 = weights + group * C::kWeightsRow;
+  const float* const w1 = w0 + 8 * C::kWeightsRow;
+#pragma unroll 2
+  for (int key = 0; key < kTileKv; ++key) {
+    const bool sees[2] = {!must_select || rows[0].contains(first_key + key),
+                          !must_select || rows[1].contains(first_key + key)};
+    const float w[2] = {w0[key], w1[key]};
+    const float* const row = values + key * C::kPieceRow + first_col * 8 + pair;
+#pragma unroll
+    for (int col = 0; col < C::kPieceCols; ++col) {
+      const float2 v = *reinterpret_cast<const float2*>(row + col * 8);
+      float(&o)[4] = output[kPiece * C::kPieceCols + col];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        o[2 * r] = __fmaf_rn(w[r], sees[r] ? v.x : 0.0f, o[2 * r]);
+        o[2 * r + 1] = __fmaf_rn(w[r], sees[r] ? v.y : 0.0f, o[2 * r + 1]);
+      }
+    }
+  }
+}
+
+}  // namespace pagefill::cuda

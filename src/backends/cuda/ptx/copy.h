@@ -1,0 +1,41 @@
+// Copies from global to shared memory that the thread does not wait for.
+#pragma once
+
+#include <cstdint>
+
+namespace pagefill::cuda::ptx {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Copies kBytes, or writes zeros where `is_valid` is false and reads nothing.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool is_valid) {
+  const int size = is_valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+                 "r"(size)
+                 : "memory");
+  }
+}
+
+// 16 bytes, all of which are there.
+__device__ __forceinline__ void copy_async_whole(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until at most kPending groups of this thread's copies are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+}  // namespace pagefill::cuda::ptx
