@@ -11,6 +11,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from pagefill.torch._views import needs_no_gradient
+
+_keys: Any = torch._C.DispatchKeySet
+_PLAIN = (_keys(torch._C.DispatchKey.CPU) | _keys(torch._C.DispatchKey.AutogradCPU)).raw_repr()
+_BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset  # type: ignore[attr-defined]
 
 _library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
 
@@ -53,11 +60,20 @@ def define(
                 )
         raise NotImplementedError(f"pagefill::{name}: expected dense tensors on the CPU")
 
+    def autograd(keyset: Any, *values: Any) -> Any:
+        # Tensors of the CPU and nothing of torch between autograd and the kernel: a second trip
+        # through the dispatcher would cost 2 us. The kernel refuses what requires a gradient.
+        if keyset.raw_repr() == _PLAIN and forward_ad._current_level < 0:
+            return kernel(*values)
+        # In torch.func's transforms only this level sees that a gradient is asked for.
+        for argument, value in zip(names, values, strict=False):
+            if isinstance(value, Tensor):
+                needs_no_gradient(argument, value)
+        return operator.redispatch(keyset & _BELOW_AUTOGRAD, *values)
+
     _library.impl(name, kernel, "CPU")
     _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
-    # The kernel refuses what needs a gradient; torch's default, a node that refuses it in backward,
-    # costs 0.5 us a call.
-    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    _library.impl(name, autograd, "Autograd", with_keyset=True)
     torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
     return operator
 

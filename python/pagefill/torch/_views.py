@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from pagefill._c import options, structs
@@ -22,11 +23,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def needs_no_gradient(name: str, tensor: Tensor) -> None:
-    """There is no backward pass, so a gradient that torch would have to know is refused."""
+    """There are no derivatives, so one that torch would have to know is refused."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"{name}: expected a tensor without requires_grad, got one with it: pagefill is for "
             "inference and has no backward pass; call it under torch.no_grad() or detach the tensor"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(
+            f"{name}: expected a tensor without a tangent, got one with it: pagefill is for "
+            "inference and has no forward-mode derivatives; use forward_ad.unpack_dual's primal"
         )
 
 
