@@ -71,11 +71,44 @@ def define(
                 needs_no_gradient(argument, value)
         return operator.redispatch(keyset & _BELOW_AUTOGRAD, *values)
 
-    _library.impl(name, kernel, "CPU")
+    if operator._schema.is_mutable:
+
+        def refuse_vmap(*_values: Any) -> NoReturn:
+            raise NotImplementedError(
+                f"pagefill::{name}: expected a call outside of torch.vmap, got one in it: vmap "
+                "cannot map a call that writes its arguments"
+            )
+
+        _library.impl(name, refuse_vmap, "FuncTorchBatched")
+
+    _library.impl(name, _unseen_by_dynamo(kernel), "CPU")
     _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
-    _library.impl(name, autograd, "Autograd", with_keyset=True)
+    _library.impl(name, _unseen_by_dynamo(autograd), "Autograd", with_keyset=True)
     torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
     return operator
+
+
+def _unseen_by_dynamo(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that Dynamo leaves alone, and what it calls too.
+
+    Dynamo compiles each Python frame below a frame of the user's that it gave up on, operators'
+    kernels too. torch._dynamo.disable is for that, but importing torch._dynamo takes over a second,
+    and in torch 2.5 the wrapper costs 3.5 us a call."""
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(kernel.__code__, frames._FrameExecStrategy(skip, skip))
+        return kernel
+
+    def run(*values: Any) -> Any:  # older torch skips one frame, not those that it calls
+        callback = frames.set_eval_frame(None)
+        try:
+            return kernel(*values)
+        finally:
+            frames.set_eval_frame(callback)
+
+    frames.skip_code(run.__code__)
+    return run
 
 
 def _is_readable(tensor: Tensor) -> bool:
