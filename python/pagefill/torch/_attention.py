@@ -53,6 +53,9 @@ def _attend(
     return (out, out_lse) if return_lse else out
 
 
+_NO_NUMBERS = (None, None, None, None)
+
+
 def _options(
     query: Tensor,
     softmax_scale: Any,
@@ -67,35 +70,26 @@ def _options(
     backend: Any,
     cpu_target: Any,
 ) -> tuple[Any, ...]:
-    """Of the types that the schema takes, in its order. None at all where all have their defaults:
-    the schema knows these, and converting them back and forth costs a microsecond."""
-    if mask_value is None:
-        raise TypeError("mask_value: expected a number, got None")
-    if mask_value == DEFAULT_MASK_VALUE:
-        mask_value = None
-        if (
-            softmax_scale is None
-            and attn_logits_soft_cap is None
-            and sliding_window is None
-            and sinks is None
-            and kv_start is None
-            and key_scale is None
-            and value_scale is None
-            and num_threads is None
-            and backend is None
-            and cpu_target is None
-        ):
-            return ()
+    """Of the types that the schema takes, in its order, up to the last group of which one is given:
+    the schema knows the defaults, and converting them back and forth costs a microsecond."""
+    if softmax_scale is not None:
+        softmax_scale = _arguments.number("softmax_scale", softmax_scale)
+    mask_value = _arguments.mask_value(mask_value)
+    if attn_logits_soft_cap is not None:
+        attn_logits_soft_cap = _arguments.number("attn_logits_soft_cap", attn_logits_soft_cap)
+    if sliding_window is not None:
+        sliding_window = _arguments.integer("sliding_window", sliding_window)
+    numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
+    where = _arguments.where(num_threads, backend, cpu_target)
+    if not where and sinks is kv_start is key_scale is value_scale is None:
+        return () if numbers == _NO_NUMBERS else numbers
     return (
-        _arguments.optional_number("softmax_scale", softmax_scale),
-        _arguments.optional_number("mask_value", mask_value),
-        _arguments.optional_number("attn_logits_soft_cap", attn_logits_soft_cap),
-        _arguments.optional_integer("sliding_window", sliding_window),
+        *numbers,
         _arguments.optional_tensor("sinks", sinks),
         None if kv_start is None else _arguments.length("kv_start", kv_start, query),
         _arguments.optional_tensor("key_scale", key_scale),
         _arguments.optional_tensor("value_scale", value_scale),
-        *_arguments.where(num_threads, backend, cpu_target),
+        *where,
     )
 
 

@@ -81,7 +81,9 @@ def context(
     """Unless told otherwise, as many threads as torch's own operators use; PAGEFILL_NUM_THREADS,
     where set, decides instead."""
     if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
-        num_threads = min(torch.get_num_threads(), _MAX_THREADS)
-    if backend is None and cpu_target is None:
-        return structs.context(num_threads or 0)
+        num_threads = torch.get_num_threads()
+        if num_threads > _MAX_THREADS:
+            num_threads = _MAX_THREADS
+        if backend is None and cpu_target is None:
+            return structs.context(num_threads)
     return options.context(num_threads, backend, cpu_target)
