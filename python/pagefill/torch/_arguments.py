@@ -88,11 +88,10 @@ def where(num_threads: Any, backend: Any, cpu_target: Any) -> tuple[Any, ...]:
     )
 
 
-def lengths(name: str, value: Any) -> Tensor:
+def lengths(name: str, given: Any) -> Tensor:
     """int32, in place where it is; torch's own integers are int64, and are converted. Numbers that
     int32 lacks become -1, which is no length and no page; the largest would be a length."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    value = tensor(name, given)
     dtype = value.dtype
     if dtype is torch.int32:
         return value
@@ -107,11 +106,11 @@ def length(name: str, value: Any, like: Tensor) -> Tensor:
     """The same; an integer, or a tensor of no dimensions, becomes a tensor of one, the integer on
     the other's device."""
     if isinstance(value, Tensor):
-        value = lengths(name, value)
-        return value if value.dim() else value.reshape(1)
+        converted = lengths(name, value)
+        return converted if converted.dim() else converted.reshape(1)
     if value is None:
         raise TypeError(f"{name}: expected a torch.Tensor or an integer, got None")
-    number = integer(name, value)
-    if not -1 <= number <= INT32_MAX:
-        raise ValueError(f"{name}: expected a length from 0 to {INT32_MAX}, got {number}")
-    return like.new_full((1,), number, dtype=torch.int32)
+    whole = integer(name, value)
+    if not -1 <= whole <= INT32_MAX:
+        raise ValueError(f"{name}: expected a length from 0 to {INT32_MAX}, got {whole}")
+    return like.new_full((1,), whole, dtype=torch.int32)

@@ -32,16 +32,10 @@ class AttentionOptions(TypedDict, total=False):
     cpu_target: str | None
 
 
-def _attend(
-    operators: Operators,
-    return_lse: bool,
-    out: Tensor | None,
-    out_lse: Tensor | None,
-    *arguments: Any,
+def _attend_into(
+    operators: Operators, return_lse: bool, out: Any, out_lse: Any, arguments: tuple[Any, ...]
 ) -> Any:
-    """The plain operator, the one with the log-sum-exp, or the one for given tensors."""
-    if out is None and out_lse is None:
-        return operators.with_lse(*arguments) if return_lse else operators.plain(*arguments)
+    """The operator for given tensors; what is not given and returned is new."""
     out = _arguments.optional_tensor("out", out)
     out_lse = _arguments.optional_tensor("out_lse", out_lse)
     query, _, value_cache, *_ = arguments
@@ -198,7 +192,10 @@ def prefill_page_attention(
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    result = _attend(PREFILL, return_lse, out, out_lse, *arguments)
+    if out is not None or out_lse is not None:
+        result = _attend_into(PREFILL, return_lse, out, out_lse, arguments)
+    else:
+        result = PREFILL.with_lse(*arguments) if return_lse else PREFILL.plain(*arguments)
     return result
 
 
@@ -286,5 +283,8 @@ def ragged_page_attention(
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    result = _attend(RAGGED, return_lse, out, out_lse, *arguments)
+    if out is not None or out_lse is not None:
+        result = _attend_into(RAGGED, return_lse, out, out_lse, arguments)
+    else:
+        result = RAGGED.with_lse(*arguments) if return_lse else RAGGED.plain(*arguments)
     return result

@@ -29,25 +29,26 @@ _OPTIONS = (
 )
 
 
-@lru_cache(maxsize=1024)
-def _numbers(
+def _options(
     softmax_scale: float | None,
     mask_value: float | None,
     attn_logits_soft_cap: float | None,
     sliding_window: int | None,
-) -> tuple[float | None, float | None, int | None, float | None]:
-    """As float32 and in attention_options' order."""
-    return (
+    *tensors: bytes | None,
+) -> bytes | None:
+    """attention_options, of numbers as float32."""
+    return attention_options(
         None if softmax_scale is None else real("softmax_scale", softmax_scale),
         None
         if attn_logits_soft_cap is None
         else real("attn_logits_soft_cap", attn_logits_soft_cap),
         sliding_window,
         None if mask_value is None else real("mask_value", mask_value),
+        *tensors,
     )
 
 
-_options_of_numbers = lru_cache(maxsize=1024)(attention_options)
+_options_of_numbers = lru_cache(maxsize=1024)(_options)
 
 
 def _options_and_context(
@@ -61,10 +62,10 @@ def _options_and_context(
     value_scale: Tensor | None = None,
     *where: Any,
 ) -> tuple[bytes | None, bytes | None]:
-    numbers = _numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
+    numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
     if sinks is kv_start is key_scale is value_scale is None:
         return _options_of_numbers(*numbers), context(*where)
-    options = attention_options(
+    options = _options(
         *numbers,
         optional_view("sinks", sinks),
         optional_view("kv_start", kv_start),
@@ -131,17 +132,20 @@ def _ragged(
 
 
 def _empty_output(query: Tensor, value_cache: Tensor) -> Tensor:
-    if query.dim() == 3 and value_cache.dim() == 4:
-        return query.new_empty(query.size(0), query.size(1), value_cache.size(3))
+    shape, cache_shape = query.shape, value_cache.shape
+    if len(shape) == 3 and len(cache_shape) == 4:
+        return query.new_empty(shape[0], shape[1], cache_shape[3])
     return query.new_empty(0)  # the call says what is wrong with the rank
 
 
 def _empty_lse(query: Tensor) -> Tensor:
-    if query.dim() == 3 and query.dtype is torch.float32:
-        return query.new_empty(query.size(0), query.size(1))
-    if query.dim() == 3:  # torch.empty: Tensor.new_empty with a dtype takes 1 us more
-        return torch.empty(query.size(0), query.size(1), dtype=torch.float32, device=query.device)
-    return query.new_empty(0)
+    shape = query.shape
+    if len(shape) != 3:
+        return query.new_empty(0)
+    if query.dtype is torch.float32:
+        return query.new_empty(shape[0], shape[1])
+    # Not Tensor.new_empty, which with a dtype takes 1 us more.
+    return torch.empty(shape[0], shape[1], dtype=torch.float32, device=query.device)
 
 
 # A ragged call leaves padding rows as they are, and new memory may hold anything: such rows come

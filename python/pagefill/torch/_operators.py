@@ -17,7 +17,7 @@ from pagefill.torch._views import needs_no_gradient
 
 _keys: Any = torch._C.DispatchKeySet
 _PLAIN = (_keys(torch._C.DispatchKey.CPU) | _keys(torch._C.DispatchKey.AutogradCPU)).raw_repr()
-_BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset  # type: ignore[attr-defined]
+_BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset
 
 _library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
 

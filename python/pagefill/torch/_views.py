@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pagefill._c.library import DTYPES
 
 _CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 _pack = structs.tensor
+_unpack_dual: Any = forward_ad.unpack_dual
 _MAX_THREADS = 1024  # what PAGEFILL_NUM_THREADS and pagefill_context take
 
 
@@ -29,7 +31,7 @@ def needs_no_gradient(name: str, tensor: Tensor) -> None:
             f"{name}: expected a tensor without requires_grad, got one with it: pagefill is for "
             "inference and has no backward pass; call it under torch.no_grad() or detach the tensor"
         )
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+    if forward_ad._current_level >= 0 and _unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(
             f"{name}: expected a tensor without a tangent, got one with it: pagefill is for "
             "inference and has no forward-mode derivatives; use forward_ad.unpack_dual's primal"
