@@ -15,7 +15,7 @@ from pagefill._c.outputs import NAMES
 from pagefill._c.structs import attention_options
 from pagefill.torch import _fake
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, optional_view, view
+from pagefill.torch._views import context, mark_written, new_view, optional_view, view
 
 _CACHES = "Tensor query, Tensor key_cache, Tensor value_cache"
 _SEQUENCE = "Tensor context_len, Tensor page_indices"
@@ -76,8 +76,8 @@ def _options_and_context(
 
 
 def _prefill(
-    out: Tensor,
-    out_lse: Tensor | None,
+    out: bytes,
+    out_lse: bytes | None,
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -94,8 +94,8 @@ def _prefill(
             view("context_len", context_len),
             view("page_indices", page_indices),
             options,
-            view("out", out),
-            optional_view("out_lse", out_lse),
+            out,
+            out_lse,
             where,
         ),
         NAMES,
@@ -103,8 +103,8 @@ def _prefill(
 
 
 def _ragged(
-    out: Tensor,
-    out_lse: Tensor | None,
+    out: bytes,
+    out_lse: bytes | None,
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -123,8 +123,8 @@ def _ragged(
             view("context_lens", context_lens),
             view("page_table", page_table),
             options,
-            view("out", out),
-            optional_view("out_lse", out_lse),
+            out,
+            out_lse,
             where,
         ),
         NAMES,
@@ -179,16 +179,16 @@ def _define(
 
     def plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
         output = new_output(query, value_cache)
-        run(output, None, query, key_cache, value_cache, *rest)
+        run(new_view(output), None, query, key_cache, value_cache, *rest)
         return output
 
     def with_lse(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Any:
         output, lse = new_output(query, value_cache), new_lse(query)
-        run(output, lse, query, key_cache, value_cache, *rest)
+        run(new_view(output), new_view(lse), query, key_cache, value_cache, *rest)
         return output, lse
 
     def out(out: Tensor, out_lse: Tensor | None, *rest: Any) -> None:
-        run(out, out_lse, *rest)
+        run(view("out", out), optional_view("out_lse", out_lse), *rest)
         mark_written(out, out_lse)
 
     def fake_plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:

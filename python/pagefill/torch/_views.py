@@ -39,12 +39,14 @@ def needs_no_gradient(name: str, tensor: Tensor) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _layout(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes | str:
-    """The packed layout, or what is wrong: "expected ..., got ..."."""
+def _layout(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+    """The packed layout; an error does not know the tensor's name yet."""
     if dtype not in _CODES:
-        return f"expected dtype {', '.join(DTYPES)}, got {dtype_name(dtype)}"
+        raise TypeError(f"expected dtype {', '.join(DTYPES)}, got {dtype_name(dtype)}")
     if len(shape) > structs.MAX_RANK:
-        return f"expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"
+        raise ValueError(
+            f"expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"
+        )
     return structs.tensor_layout(_CODES[dtype], shape, strides)
 
 
@@ -52,11 +54,22 @@ def view(name: str, tensor: Tensor) -> bytes:
     """The packed tensor. The tensor must outlive the call."""
     if tensor.requires_grad:
         needs_no_gradient(name, tensor)
-    layout = _layout(tensor.dtype, tensor.shape, tensor.stride())
-    if type(layout) is str:
-        kind = TypeError if layout.startswith("expected dtype") else ValueError
-        raise kind(f"{name}: {layout}")
-    return _pack(tensor.data_ptr(), layout)  # type: ignore[arg-type]
+    try:
+        layout = _layout(tensor.dtype, tensor.shape, tensor.stride())
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    return _pack(tensor.data_ptr(), layout)
+
+
+def new_view(tensor: Tensor) -> bytes:
+    """Of a new row-major tensor, whose strides need no asking."""
+    return _pack(tensor.data_ptr(), _row_major(tensor.dtype, tensor.shape))
+
+
+@lru_cache(maxsize=4096)
+def _row_major(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    # A dtype or rank that C lacks was taken from an argument, which `view` refuses by its name.
+    return structs.tensor_layout(_CODES.get(dtype, -1), shape, structs.row_major(shape))
 
 
 def optional_view(name: str, tensor: Tensor | None) -> bytes | None:
