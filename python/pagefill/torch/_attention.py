@@ -68,13 +68,15 @@ def _options(
     the schema knows the defaults, and converting them back and forth costs a microsecond."""
     if softmax_scale is not None:
         softmax_scale = _arguments.number("softmax_scale", softmax_scale)
-    mask_value = _arguments.mask_value(mask_value)
+    mask_value = None if mask_value is DEFAULT_MASK_VALUE else _arguments.mask_value(mask_value)
     if attn_logits_soft_cap is not None:
         attn_logits_soft_cap = _arguments.number("attn_logits_soft_cap", attn_logits_soft_cap)
     if sliding_window is not None:
         sliding_window = _arguments.integer("sliding_window", sliding_window)
     numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
-    where = _arguments.where(num_threads, backend, cpu_target)
+    where: tuple[Any, ...] = ()
+    if not (num_threads is backend is cpu_target is None):
+        where = _arguments.where(num_threads, backend, cpu_target)
     if not where and sinks is kv_start is key_scale is value_scale is None:
         return () if numbers == _NO_NUMBERS else numbers
     return (
@@ -138,7 +140,7 @@ def prefill_page_attention(
         key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], one of the three dtypes, or
             int8, float8_e4m3fn, float8_e5m2. The chunk's own keys and values are already in it.
         value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
-        context_len: int32 [1], or an int: tokens in the context, this chunk's included.
+        context_len: int32 [1] or [], or an int: tokens in the context, this chunk's included.
         page_indices: int32 [num_pages], the physical page of the sequence's logical page i.
         softmax_scale: multiplies the scores; 1 / sqrt(head_dim) where None.
         mask_value: at or below -1e4 masked keys are excluded; above, it is added to their scores.
@@ -167,7 +169,8 @@ def prefill_page_attention(
     Raises:
         ValueError: a shape, stride, length, page or option that breaks a rule.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode.
+        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode,
+            or has a forward-mode tangent; `out` or `out_lse` in torch.vmap.
         MemoryError: no memory for the workspace.
     """
     arguments = (
