@@ -203,3 +203,24 @@ def test_an_exported_program_takes_other_lengths_and_chunks() -> None:
     result = program.module()(*arguments)
     wanted = prefill_page_attention(*arguments, return_lse=True)
     assert [bits(t) for t in result] == [bits(t) for t in wanted]
+
+
+def test_dynamo_leaves_the_kernels_alone() -> None:
+    arguments = random_tensors()
+    wanted = prefill_page_attention(*arguments)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    @torch.compile(backend="eager")
+    def given_up(*arguments: Tensor) -> list[Tensor]:
+        results = []
+        for _ in range(2):
+            torch._dynamo.graph_break()  # in a loop: the frame runs as it is, but not what it calls
+            results.append(torch.ops.pagefill.prefill_page_attention(*arguments))
+        return results
+
+    for grad_mode in (torch.enable_grad, torch.inference_mode):
+        with grad_mode(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Dynamo's about lru_cache
+            assert [bits(t) for t in given_up(*arguments)] == [bits(wanted)] * 2
+    assert torch._dynamo.utils.counters["frames"]["total"] <= 2  # given_up, once a mode

@@ -185,6 +185,17 @@ ONLY_WITH_DATA: list[tuple[Callable[..., Any], type[Exception], str, Change]] = 
     (prefill, TypeError, "backend: expected a name", {"backend": 3}),
     (prefill, TypeError, "num_threads: expected an integer", {"num_threads": "two"}),
     (prefill, ValueError, "num_threads: expected", {"num_threads": 5000}),
+    (prefill, ValueError, "num_threads: expected at most", {"num_threads": 2**40}),
+    (prefill, ValueError, "num_threads: expected at most", {"num_threads": 2**70}),
+    (prefill, ValueError, "sliding_window: expected at most", {"sliding_window": 2**70}),
+    (prefill, ValueError, "softmax_scale: expected a finite number", {"softmax_scale": 10**400}),
+    (prefill, ValueError, "softmax_scale: expected .* -inf", {"softmax_scale": -(10**400)}),
+    (prefill, ValueError, "mask_value: expected", {"mask_value": 10**400}),
+    (prefill, TypeError, "mask_value: expected a number, got Tensor", {"mask_value": floats(3, 3)}),
+    (prefill, TypeError, "mask_value: expected a number, got ndarray", {"mask_value": np.zeros(3)}),
+    (prefill, TypeError, "sinks: expected a torch.Tensor, got float", {"sinks": 1.0}),
+    (append, ValueError, "context_lens: expected", {"context_lens": torch.full((3,), 2**31)}),
+    (ragged, ValueError, "kv_start: expected", {"kv_start": torch.full((3,), 2**31)}),
     (ragged, ValueError, "query_starts: expected", {"query_starts": int32(0, 5, 4, 6)}),
     (append, ValueError, "page_table: expected pages", {"page_table": torch.full((3, 4), 12)}),
 ]
@@ -256,3 +267,17 @@ def test_tensors_without_data_give_tensors_without_data() -> None:
     assert (output.shape, lse.shape, lse.dtype) == ((8, 4, 16), (8, 4), F32)
     real = ragged(out=torch.empty(8, 4, 16))
     assert bits(real)
+
+
+def test_a_mapped_call_that_writes_given_memory_is_refused_in_one_line() -> None:
+    arguments, batch = random_tensors()[1:], random_batch()
+
+    def attend(query: Tensor, out: Tensor) -> Tensor:
+        return prefill_page_attention(query, *arguments, out=out)
+
+    queries = floats(2, 5, 4, 16)
+    with pytest.raises(NotImplementedError, match="outside of torch.vmap") as raised:
+        torch.vmap(attend)(queries, torch.empty(queries.shape))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(NotImplementedError, match="outside of torch.vmap"):
+        torch.vmap(lambda tokens: append_kv(tokens, tokens, *batch[1:]))(floats(2, 8, 2, 16))

@@ -116,25 +116,47 @@ def test_rows_that_see_nothing_are_zero_with_lse_minus_infinity() -> None:
     assert empty.shape == (0, 4, 16)
 
 
-def integers(given: Tensor, dtype: torch.dtype) -> Tensor:
-    return given.to(dtype)
+INTEGERS = ("int64", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.int8], ids=str)
-def test_other_integers_mean_the_same(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", INTEGERS)
+def test_other_integers_mean_the_same(name: str) -> None:
+    dtype = getattr(torch, name)
     batch = random_batch()
     wanted = ragged_page_attention(*batch)
-    metadata = [integers(t, dtype) for t in batch[3:]]
+    metadata = [t.to(dtype) for t in batch[3:]]
     assert bits(ragged_page_attention(*batch[:3], *metadata)) == bits(wanted)
 
 
-def test_integers_beyond_int32_do_not_wrap_around() -> None:
+def test_lengths_without_dimensions_are_lengths() -> None:
+    query, keys, values, _, pages = random_tensors()
+    wanted = prefill_page_attention(query, keys, values, 37, pages, kv_start=0)
+    for dtype in (torch.int32, torch.int64):
+        length, start = torch.tensor(37, dtype=dtype), torch.tensor(0, dtype=dtype)
+        result = prefill_page_attention(query, keys, values, length, pages, kv_start=start)
+        assert bits(result) == bits(wanted)
+
+
+def test_integers_beyond_int32_do_not_become_other_integers() -> None:
     query, keys, values, _, pages = random_tensors()
     long_pages = pages.long()
     long_pages[0] += 2**32
     with pytest.raises(ValueError, match="page_indices: expected pages from"):
         prefill_page_attention(query, keys, values, int32(37), long_pages)
-    with pytest.raises(ValueError, match="context_len: expected at most"):
-        prefill_page_attention(query, keys, values, torch.tensor([2**32 + 1]), pages)
+    for number in (2**31, 2**32 + 1, 2**62, -(2**40)):
+        for match in ("context_len: expected lengths >= 0", "kv_start: expected positions >= 0"):
+            lengths = {"context_len": int32(37), "kv_start": int32(0)}
+            lengths[match.partition(":")[0]] = torch.tensor([number])
+            with pytest.raises(ValueError, match=match):
+                prefill_page_attention(query, keys, values, page_indices=pages, **lengths)
     with pytest.raises(ValueError, match="context_len: expected lengths >= 0"):
-        prefill_page_attention(query, keys, values, torch.tensor([-(2**40)]), pages)
+        prefill_page_attention(query, keys, values, int32(-3).view(torch.uint32), pages)
+
+
+def test_a_length_beyond_int32_is_refused_where_the_table_covers_the_largest_one() -> None:
+    query, cache = torch.ones(1, 1, 8), torch.ones(1, 1, 2**14, 8)
+    pages = torch.zeros(2**17, dtype=torch.int32)
+    with pytest.raises(ValueError, match="context_len: expected lengths >= 0"):
+        prefill_page_attention(
+            query, cache, cache, torch.tensor([2**31 + 5]), pages, sliding_window=4
+        )

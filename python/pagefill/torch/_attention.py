@@ -32,16 +32,10 @@ class AttentionOptions(TypedDict, total=False):
     cpu_target: str | None
 
 
-def _attend(
-    operators: Operators,
-    return_lse: bool,
-    out: Tensor | None,
-    out_lse: Tensor | None,
-    *arguments: Any,
+def _attend_into(
+    operators: Operators, return_lse: bool, out: Any, out_lse: Any, arguments: tuple[Any, ...]
 ) -> Any:
-    """The plain operator, the one with the log-sum-exp, or the one for given tensors."""
-    if out is None and out_lse is None:
-        return operators.with_lse(*arguments) if return_lse else operators.plain(*arguments)
+    """The operator for given tensors; what is not given and returned is new."""
     out = _arguments.optional_tensor("out", out)
     out_lse = _arguments.optional_tensor("out_lse", out_lse)
     query, _, value_cache, *_ = arguments
@@ -51,6 +45,9 @@ def _attend(
         out_lse = operators.new_lse(query)
     operators.out(out, out_lse, *arguments)
     return (out, out_lse) if return_lse else out
+
+
+_NO_NUMBERS = (None, None, None, None)
 
 
 def _options(
@@ -67,35 +64,28 @@ def _options(
     backend: Any,
     cpu_target: Any,
 ) -> tuple[Any, ...]:
-    """Of the types that the schema takes, in its order. None at all where all have their defaults:
-    the schema knows these, and converting them back and forth costs a microsecond."""
-    if mask_value is None:
-        raise TypeError("mask_value: expected a number, got None")
-    if mask_value == DEFAULT_MASK_VALUE:
-        mask_value = None
-        if (
-            softmax_scale is None
-            and attn_logits_soft_cap is None
-            and sliding_window is None
-            and sinks is None
-            and kv_start is None
-            and key_scale is None
-            and value_scale is None
-            and num_threads is None
-            and backend is None
-            and cpu_target is None
-        ):
-            return ()
+    """Of the types that the schema takes, in its order, up to the last group of which one is given:
+    the schema knows the defaults, and converting them back and forth costs a microsecond."""
+    if softmax_scale is not None:
+        softmax_scale = _arguments.number("softmax_scale", softmax_scale)
+    mask_value = None if mask_value is DEFAULT_MASK_VALUE else _arguments.mask_value(mask_value)
+    if attn_logits_soft_cap is not None:
+        attn_logits_soft_cap = _arguments.number("attn_logits_soft_cap", attn_logits_soft_cap)
+    if sliding_window is not None:
+        sliding_window = _arguments.integer("sliding_window", sliding_window)
+    numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
+    where: tuple[Any, ...] = ()
+    if not (num_threads is backend is cpu_target is None):
+        where = _arguments.where(num_threads, backend, cpu_target)
+    if not where and sinks is kv_start is key_scale is value_scale is None:
+        return () if numbers == _NO_NUMBERS else numbers
     return (
-        _arguments.optional_number("softmax_scale", softmax_scale),
-        _arguments.optional_number("mask_value", mask_value),
-        _arguments.optional_number("attn_logits_soft_cap", attn_logits_soft_cap),
-        _arguments.optional_integer("sliding_window", sliding_window),
+        *numbers,
         _arguments.optional_tensor("sinks", sinks),
         None if kv_start is None else _arguments.length("kv_start", kv_start, query),
         _arguments.optional_tensor("key_scale", key_scale),
         _arguments.optional_tensor("value_scale", value_scale),
-        *_arguments.where(num_threads, backend, cpu_target),
+        *where,
     )
 
 
@@ -150,7 +140,7 @@ def prefill_page_attention(
         key_cache: [num_kv_heads, total_num_pages, page_size, head_dim], one of the three dtypes, or
             int8, float8_e4m3fn, float8_e5m2. The chunk's own keys and values are already in it.
         value_cache: [num_kv_heads, total_num_pages, page_size, v_head_dim], key_cache's dtype.
-        context_len: int32 [1], or an int: tokens in the context, this chunk's included.
+        context_len: int32 [1] or [], or an int: tokens in the context, this chunk's included.
         page_indices: int32 [num_pages], the physical page of the sequence's logical page i.
         softmax_scale: multiplies the scores; 1 / sqrt(head_dim) where None.
         mask_value: at or below -1e4 masked keys are excluded; above, it is added to their scores.
@@ -179,7 +169,8 @@ def prefill_page_attention(
     Raises:
         ValueError: a shape, stride, length, page or option that breaks a rule.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode.
+        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode,
+            or has a forward-mode tangent; `out` or `out_lse` in torch.vmap.
         MemoryError: no memory for the workspace.
     """
     arguments = (
@@ -204,7 +195,10 @@ def prefill_page_attention(
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    result = _attend(PREFILL, return_lse, out, out_lse, *arguments)
+    if out is not None or out_lse is not None:
+        result = _attend_into(PREFILL, return_lse, out, out_lse, arguments)
+    else:
+        result = PREFILL.with_lse(*arguments) if return_lse else PREFILL.plain(*arguments)
     return result
 
 
@@ -292,5 +286,8 @@ def ragged_page_attention(
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    result = _attend(RAGGED, return_lse, out, out_lse, *arguments)
+    if out is not None or out_lse is not None:
+        result = _attend_into(RAGGED, return_lse, out, out_lse, arguments)
+    else:
+        result = RAGGED.with_lse(*arguments) if return_lse else RAGGED.plain(*arguments)
     return result

@@ -15,7 +15,7 @@ from pagefill._c.outputs import NAMES
 from pagefill._c.structs import attention_options
 from pagefill.torch import _fake
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, optional_view, view
+from pagefill.torch._views import context, mark_written, new_view, optional_view, view
 
 _CACHES = "Tensor query, Tensor key_cache, Tensor value_cache"
 _SEQUENCE = "Tensor context_len, Tensor page_indices"
@@ -29,25 +29,26 @@ _OPTIONS = (
 )
 
 
-@lru_cache(maxsize=1024)
-def _numbers(
+def _options(
     softmax_scale: float | None,
     mask_value: float | None,
     attn_logits_soft_cap: float | None,
     sliding_window: int | None,
-) -> tuple[float | None, float | None, int | None, float | None]:
-    """As float32 and in attention_options' order."""
-    return (
+    *tensors: bytes | None,
+) -> bytes | None:
+    """attention_options, of numbers as float32."""
+    return attention_options(
         None if softmax_scale is None else real("softmax_scale", softmax_scale),
         None
         if attn_logits_soft_cap is None
         else real("attn_logits_soft_cap", attn_logits_soft_cap),
         sliding_window,
         None if mask_value is None else real("mask_value", mask_value),
+        *tensors,
     )
 
 
-_options_of_numbers = lru_cache(maxsize=1024)(attention_options)
+_options_of_numbers = lru_cache(maxsize=1024)(_options)
 
 
 def _options_and_context(
@@ -61,10 +62,10 @@ def _options_and_context(
     value_scale: Tensor | None = None,
     *where: Any,
 ) -> tuple[bytes | None, bytes | None]:
-    numbers = _numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
+    numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
     if sinks is kv_start is key_scale is value_scale is None:
         return _options_of_numbers(*numbers), context(*where)
-    options = attention_options(
+    options = _options(
         *numbers,
         optional_view("sinks", sinks),
         optional_view("kv_start", kv_start),
@@ -75,8 +76,8 @@ def _options_and_context(
 
 
 def _prefill(
-    out: Tensor,
-    out_lse: Tensor | None,
+    out: bytes,
+    out_lse: bytes | None,
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -93,8 +94,8 @@ def _prefill(
             view("context_len", context_len),
             view("page_indices", page_indices),
             options,
-            view("out", out),
-            optional_view("out_lse", out_lse),
+            out,
+            out_lse,
             where,
         ),
         NAMES,
@@ -102,8 +103,8 @@ def _prefill(
 
 
 def _ragged(
-    out: Tensor,
-    out_lse: Tensor | None,
+    out: bytes,
+    out_lse: bytes | None,
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -122,8 +123,8 @@ def _ragged(
             view("context_lens", context_lens),
             view("page_table", page_table),
             options,
-            view("out", out),
-            optional_view("out_lse", out_lse),
+            out,
+            out_lse,
             where,
         ),
         NAMES,
@@ -131,17 +132,20 @@ def _ragged(
 
 
 def _empty_output(query: Tensor, value_cache: Tensor) -> Tensor:
-    if query.dim() == 3 and value_cache.dim() == 4:
-        return query.new_empty(query.size(0), query.size(1), value_cache.size(3))
+    shape, cache_shape = query.shape, value_cache.shape
+    if len(shape) == 3 and len(cache_shape) == 4:
+        return query.new_empty(shape[0], shape[1], cache_shape[3])
     return query.new_empty(0)  # the call says what is wrong with the rank
 
 
 def _empty_lse(query: Tensor) -> Tensor:
-    if query.dim() == 3 and query.dtype is torch.float32:
-        return query.new_empty(query.size(0), query.size(1))
-    if query.dim() == 3:  # torch.empty: Tensor.new_empty with a dtype takes 1 us more
-        return torch.empty(query.size(0), query.size(1), dtype=torch.float32, device=query.device)
-    return query.new_empty(0)
+    shape = query.shape
+    if len(shape) != 3:
+        return query.new_empty(0)
+    if query.dtype is torch.float32:
+        return query.new_empty(shape[0], shape[1])
+    # Not Tensor.new_empty, which with a dtype takes 1 us more.
+    return torch.empty(shape[0], shape[1], dtype=torch.float32, device=query.device)
 
 
 # A ragged call leaves padding rows as they are, and new memory may hold anything: such rows come
@@ -175,16 +179,16 @@ def _define(
 
     def plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
         output = new_output(query, value_cache)
-        run(output, None, query, key_cache, value_cache, *rest)
+        run(new_view(output), None, query, key_cache, value_cache, *rest)
         return output
 
     def with_lse(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Any:
         output, lse = new_output(query, value_cache), new_lse(query)
-        run(output, lse, query, key_cache, value_cache, *rest)
+        run(new_view(output), new_view(lse), query, key_cache, value_cache, *rest)
         return output, lse
 
     def out(out: Tensor, out_lse: Tensor | None, *rest: Any) -> None:
-        run(out, out_lse, *rest)
+        run(view("out", out), optional_view("out_lse", out_lse), *rest)
         mark_written(out, out_lse)
 
     def fake_plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:

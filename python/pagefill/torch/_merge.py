@@ -10,7 +10,7 @@ from pagefill._c.library import check, lib
 from pagefill._c.outputs import NAMES
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, optional_view, view
+from pagefill.torch._views import context, mark_written, new_view, optional_view, view
 
 _STATES = (
     "Tensor output_a, Tensor lse_a, Tensor output_b, Tensor lse_b, "
@@ -19,8 +19,8 @@ _STATES = (
 
 
 def _merge(
-    out: Tensor,
-    out_lse: Tensor | None,
+    out: bytes,
+    out_lse: bytes | None,
     output_a: Tensor,
     lse_a: Tensor,
     output_b: Tensor,
@@ -33,8 +33,8 @@ def _merge(
             view("lse_a", lse_a),
             view("output_b", output_b),
             view("lse_b", lse_b),
-            view("out", out),
-            optional_view("out_lse", out_lse),
+            out,
+            out_lse,
             context(*where),
         ),
         NAMES,
@@ -49,12 +49,12 @@ def _new(tensor: Tensor) -> Tensor:
 def _merge_new(*states: Any) -> tuple[Tensor, Tensor]:
     output_a, lse_a, *_ = states
     output, lse = _new(output_a), _new(lse_a)
-    _merge(output, lse, *states)
+    _merge(new_view(output), new_view(lse), *states)
     return output, lse
 
 
 def _merge_out(out: Tensor, out_lse: Tensor | None, *states: Any) -> None:
-    _merge(out, out_lse, *states)
+    _merge(view("out", out), optional_view("out_lse", out_lse), *states)
     mark_written(out, out_lse)
 
 

@@ -11,6 +11,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from pagefill.torch._views import needs_no_gradient
+
+_keys: Any = torch._C.DispatchKeySet
+_PLAIN = (_keys(torch._C.DispatchKey.CPU) | _keys(torch._C.DispatchKey.AutogradCPU)).raw_repr()
+_BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset
 
 _library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
 
@@ -53,13 +60,55 @@ def define(
                 )
         raise NotImplementedError(f"pagefill::{name}: expected dense tensors on the CPU")
 
-    _library.impl(name, kernel, "CPU")
+    def autograd(keyset: Any, *values: Any) -> Any:
+        # Tensors of the CPU and nothing of torch between autograd and the kernel: a second trip
+        # through the dispatcher would cost 2 us. The kernel refuses what requires a gradient.
+        if keyset.raw_repr() == _PLAIN and forward_ad._current_level < 0:
+            return kernel(*values)
+        # In torch.func's transforms only this level sees that a gradient is asked for.
+        for argument, value in zip(names, values, strict=False):
+            if isinstance(value, Tensor):
+                needs_no_gradient(argument, value)
+        return operator.redispatch(keyset & _BELOW_AUTOGRAD, *values)
+
+    if operator._schema.is_mutable:
+
+        def refuse_vmap(*_values: Any) -> NoReturn:
+            raise NotImplementedError(
+                f"pagefill::{name}: expected a call outside of torch.vmap, got one in it: vmap "
+                "cannot map a call that writes its arguments"
+            )
+
+        _library.impl(name, refuse_vmap, "FuncTorchBatched")
+
+    _library.impl(name, _unseen_by_dynamo(kernel), "CPU")
     _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
-    # The kernel refuses what needs a gradient; torch's default, a node that refuses it in backward,
-    # costs 0.5 us a call.
-    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    _library.impl(name, _unseen_by_dynamo(autograd), "Autograd", with_keyset=True)
     torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
     return operator
+
+
+def _unseen_by_dynamo(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that Dynamo leaves alone, and what it calls too.
+
+    Dynamo compiles each Python frame below a frame of the user's that it gave up on, operators'
+    kernels too. torch._dynamo.disable is for that, but importing torch._dynamo takes over a second,
+    and in torch 2.5 the wrapper costs 3.5 us a call."""
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(kernel.__code__, frames._FrameExecStrategy(skip, skip))
+        return kernel
+
+    def run(*values: Any) -> Any:  # older torch skips one frame, not those that it calls
+        callback = frames.set_eval_frame(None)
+        try:
+            return kernel(*values)
+        finally:
+            frames.set_eval_frame(callback)
+
+    frames.skip_code(run.__code__)
+    return run
 
 
 def _is_readable(tensor: Tensor) -> bool:

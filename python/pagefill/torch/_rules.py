@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagefill._c.options import real
-from pagefill.torch._views import dtype_name, needs_no_gradient
+from pagefill.torch._views import dtype_name
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -44,7 +44,6 @@ def _extents_agree(tensor: Tensor, shape: Shape) -> bool:
 
 def tensor(name: str, given: Tensor, *shapes: Shape, any_stride: bool = False) -> None:
     """On the CPU, of one of these shapes, innermost stride 1."""
-    needs_no_gradient(name, given)
 
     def wrong_shape() -> str:
         return f"{name}: expected shape {' or '.join(map(_text, shapes))}, got {list(given.shape)}"
