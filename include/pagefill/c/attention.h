@@ -48,7 +48,7 @@ typedef struct pagefill_attention_options {
 static inline pagefill_attention_options pagefill_attention_options_init(void) {
   pagefill_attention_options options;
   memset(&options, 0, sizeof options);
-  options.struct_size = sizeof options;
+  pagefill_set_struct_size(&options.struct_size, sizeof options);
   return options;
 }
 

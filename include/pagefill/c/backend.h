@@ -26,7 +26,7 @@ typedef struct pagefill_target_info {
 static inline pagefill_target_info pagefill_target_info_init(void) {
   pagefill_target_info info;
   memset(&info, 0, sizeof info);
-  info.struct_size = sizeof info;
+  pagefill_set_struct_size(&info.struct_size, sizeof info);
   return info;
 }
 
@@ -45,7 +45,7 @@ typedef struct pagefill_backend_info {
 static inline pagefill_backend_info pagefill_backend_info_init(void) {
   pagefill_backend_info info;
   memset(&info, 0, sizeof info);
-  info.struct_size = sizeof info;
+  pagefill_set_struct_size(&info.struct_size, sizeof info);
   return info;
 }
 
@@ -72,7 +72,7 @@ typedef struct pagefill_backend_choice {
 static inline pagefill_backend_choice pagefill_backend_choice_init(void) {
   pagefill_backend_choice choice;
   memset(&choice, 0, sizeof choice);
-  choice.struct_size = sizeof choice;
+  pagefill_set_struct_size(&choice.struct_size, sizeof choice);
   return choice;
 }
 

@@ -26,7 +26,7 @@ typedef struct pagefill_executor {
 static inline pagefill_executor pagefill_executor_init(void) {
   pagefill_executor executor;
   memset(&executor, 0, sizeof executor);
-  executor.struct_size = sizeof executor;
+  pagefill_set_struct_size(&executor.struct_size, sizeof executor);
   executor.num_threads = 1;
   return executor;
 }
@@ -43,7 +43,7 @@ typedef struct pagefill_call_report {
 static inline pagefill_call_report pagefill_call_report_init(void) {
   pagefill_call_report report;
   memset(&report, 0, sizeof report);
-  report.struct_size = sizeof report;
+  pagefill_set_struct_size(&report.struct_size, sizeof report);
   report.backend = "";
   report.target = "";
   return report;
@@ -93,7 +93,7 @@ enum {
 static inline pagefill_context pagefill_context_init(void) {
   pagefill_context context;
   memset(&context, 0, sizeof context);
-  context.struct_size = sizeof context;
+  pagefill_set_struct_size(&context.struct_size, sizeof context);
   return context;
 }
 

@@ -33,7 +33,7 @@ typedef struct pagefill_append_options {
 static inline pagefill_append_options pagefill_append_options_init(void) {
   pagefill_append_options options;
   memset(&options, 0, sizeof options);
-  options.struct_size = sizeof options;
+  pagefill_set_struct_size(&options.struct_size, sizeof options);
   return options;
 }
 
@@ -74,7 +74,7 @@ typedef struct pagefill_copy_options {
 static inline pagefill_copy_options pagefill_copy_options_init(void) {
   pagefill_copy_options options;
   memset(&options, 0, sizeof options);
-  options.struct_size = sizeof options;
+  pagefill_set_struct_size(&options.struct_size, sizeof options);
   return options;
 }
 
@@ -139,7 +139,7 @@ typedef struct pagefill_page_allocator_info {
 static inline pagefill_page_allocator_info pagefill_page_allocator_info_init(void) {
   pagefill_page_allocator_info info;
   memset(&info, 0, sizeof info);
-  info.struct_size = sizeof info;
+  pagefill_set_struct_size(&info.struct_size, sizeof info);
   return info;
 }
 
@@ -163,7 +163,7 @@ typedef struct pagefill_sequence_info {
 static inline pagefill_sequence_info pagefill_sequence_info_init(void) {
   pagefill_sequence_info info;
   memset(&info, 0, sizeof info);
-  info.struct_size = sizeof info;
+  pagefill_set_struct_size(&info.struct_size, sizeof info);
   return info;
 }
 

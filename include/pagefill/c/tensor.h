@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "pagefill/export.h"
 
@@ -40,6 +41,12 @@ typedef struct pagefill_tensor {
   int64_t strides[PAGEFILL_MAX_RANK]; /* in elements */
 } pagefill_tensor;
 
+/* What the pagefill_*_init functions set struct_size with. By memcpy, which may not be reordered: GCC 12 for
+ * aarch64 moved a plain store behind the copy of a struct that had the same place on the stack before. */
+static inline void pagefill_set_struct_size(size_t* struct_size, size_t size) {
+  memcpy(struct_size, &size, sizeof size);
+}
+
 /* A tensor on the CPU, row-major without gaps. A rank that is not from 0 to PAGEFILL_MAX_RANK, or a
  * null shape, makes a tensor that every call refuses. */
 static inline pagefill_tensor pagefill_tensor_init(void* data, int32_t dtype, int32_t rank,
@@ -47,7 +54,7 @@ static inline pagefill_tensor pagefill_tensor_init(void* data, int32_t dtype, in
   pagefill_tensor tensor;
   uint64_t stride = 1; /* unsigned: a shape that overflows is left to the call to refuse */
   int32_t i;
-  tensor.struct_size = sizeof tensor;
+  pagefill_set_struct_size(&tensor.struct_size, sizeof tensor);
   tensor.data = data;
   tensor.dtype = dtype;
   tensor.device_type = PAGEFILL_CPU;
