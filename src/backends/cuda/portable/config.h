@@ -39,7 +39,10 @@ struct Config {
   static constexpr int kKeyWarps = kKeyWarps_;
   // Row blocks of 16 that a warp has, kBlockStep rows apart: two of them use each fragment of keys and of
   // values twice and hide each other's latencies, and leave registers for two blocks a multiprocessor.
-  static constexpr int kRowBlocks = kKeyWarps == 1 && !kIsFloat && kValueCols <= 128 ? 2 : 1;
+#ifndef MAXBLOCKS
+#define MAXBLOCKS 2
+#endif
+  static constexpr int kRowBlocks = kKeyWarps == 1 && !kIsFloat && kValueCols <= 128 ? MAXBLOCKS : 1;
   static constexpr int kBlockStep = kThreads / 32 / kKeyWarps * kWarpRows;
   static constexpr int kTileRows = kRowBlocks * kBlockStep;
 
@@ -71,9 +74,10 @@ struct SharedLayout {
   int task, tables, rows, exchange, quarters, staged, ring, weights, queries, size;
 };
 
+// Queries lie in pieces like keys', one after another: what a piece's product reads is at constants.
 template <class C>
-constexpr int query_row(int head_dim) {
-  return (head_dim + 63) / 64 * 64 + C::kPad;  // whole groups of 8 chunks
+constexpr int num_pieces(int dim) {
+  return (dim + C::kPiece - 1) / C::kPiece;
 }
 
 template <class C>
@@ -99,7 +103,7 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
   // of other lanes one by one.
   const bool has_weights = C::kKeyWarps > 1 || C::kIsFloat;
   layout.weights = take(has_weights ? tile_rows * C::kWeightsRow * element : 0);
-  layout.queries = take(tile_rows * query_row<C>(head_dim) * element);
+  layout.queries = take(num_pieces<C>(head_dim) * tile_rows * C::kPieceRow * element);
   layout.size = at;
   return layout;
 }

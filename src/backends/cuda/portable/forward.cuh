@@ -81,38 +81,38 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   return task;
 }
 
-// The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead.
+// The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead,
+// into the place of the piece that was used last.
 template <class C>
 struct Pipeline {
   const Arguments& a;
   const Shared<C>& shared;
-  int key_pieces, value_pieces, first_value_col;
-  int issue_tile, issue_piece = 0, end_tile;
-  int issue_slot = 0, slot = 0;
+  int key_pieces, num_pieces;  // of keys, and of keys and values
+  int first_value_col;
+  int slot = 0;  // of the next piece
 
-  __device__ __forceinline__ void issue() {
-    if (issue_tile < end_tile) {
-      const TileTable& table = shared.tables[issue_tile % kTables];
-      char* const piece = shared.ring + issue_slot * shared.piece_bytes;
-      const bool is_key = issue_piece < key_pieces;
-      copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
-                    is_key ? issue_piece * C::kPiece
-                           : first_value_col + (issue_piece - key_pieces) * C::kPiece,
-                    a.cache_element_size, piece);
-      if (++issue_piece == key_pieces + value_pieces) issue_piece = 0, ++issue_tile;
-      if (++issue_slot == C::kStages) issue_slot = 0;
+  __device__ __forceinline__ void issue(int tile, int piece, int to_slot) {
+    while (piece >= num_pieces) piece -= num_pieces, ++tile;
+    if (tile * kTileKv < shared.task->any.end) {
+      const TileTable& table = shared.tables[tile % kTables];
+      const bool is_key = piece < key_pieces;
+      copy_piece<C>(
+          is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
+          is_key ? piece * C::kPiece : first_value_col + (piece - key_pieces) * C::kPiece,
+          a.cache_element_size, shared.ring + to_slot * shared.piece_bytes);
     }
     ptx::commit_copies();  // also where there is nothing more, so that groups count pieces
   }
 
-  // The next piece, for all threads of the block to see; its predecessor's place is free from here on.
-  __device__ __forceinline__ char* next() {
+  // Piece `piece` of a tile, for all threads of the block to see; its predecessor's place is free from here
+  // on.
+  __device__ __forceinline__ char* next(int tile, int piece) {
     ptx::wait_for_copies<C::kStages - 2>();
     __syncthreads();
-    char* const piece = shared.ring + slot * shared.piece_bytes;
+    issue(tile, piece + C::kStages - 1, slot == 0 ? C::kStages - 1 : slot - 1);
+    char* const at = shared.ring + slot * shared.piece_bytes;
     if (++slot == C::kStages) slot = 0;
-    issue();
-    return piece;
+    return at;
   }
 };
 
@@ -227,22 +227,24 @@ template <class C, int kPiece>
 __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
                                            const Place<C>& place, Pipeline<C>& pipeline,
                                            Block<C>& block, PackedWeights<C>& packed,
-                                           int num_blocks, bool must_select, int tile_begin) {
+                                           int num_blocks, int tile) {
   if constexpr (kPiece < C::kValuePieces) {
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
     if (num_dims <= 0) return;
-    char* const piece = staged<C, typename C::Value>(a, shared, pipeline.next());
+    char* const piece = staged<C, typename C::Value>(
+        a, shared, pipeline.next(tile, pipeline.key_pieces + kPiece));
     if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
     const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
+    const bool must_select = shared.tables[tile % kTables].must_select;
     if constexpr (C::kIsFloat) {
       if (num_blocks > 0) {
         const KeyInterval rows[2] = {attended(0, 0), attended(0, 1)};
         add_values_float<C, kPiece>(
             block.output[0],
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
-            reinterpret_cast<const float*>(piece), place.first_value_col(), must_select, tile_begin,
-            rows);
+            reinterpret_cast<const float*>(piece), place.first_value_col(), must_select,
+            tile * kTileKv, rows);
       }
     } else {
       if (kPiece == 0) take_weights(place, shared, packed[0]);
@@ -252,19 +254,26 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
           if (m >= num_blocks) break;
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
           add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
-                                    tile_begin, rows);
+                                    tile * kTileKv, rows);
         }
         __syncthreads();
         remove_not_finite<C>(piece);
         __syncthreads();
       }
+      constexpr int kCols = C::kPieceCols;
       with_blocks<C>(num_blocks, [&](auto blocks) {
-        add_values_mma<C, kPiece, blocks>(block.output, packed, ptx::shared_address(piece),
-                                          num_dims, place.first_value_col());
+        const uint32_t values = ptx::shared_address(piece);
+        const int first_col = place.first_value_col();
+        if (kCols <= 8 || num_dims > 64) {
+          if (first_col * 8 < num_dims) {
+            add_values_mma<C, kPiece, blocks, kCols>(block.output, packed, values, first_col);
+          }
+        } else {
+          add_values_mma<C, kPiece, blocks, 8>(block.output, packed, values, first_col);
+        }
       });
     }
-    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
-                              tile_begin);
+    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, tile);
   }
 }
 

@@ -25,56 +25,62 @@ template <class C>
 __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
                                          const Place<C>& place, int tile, int32_t& entry_ahead,
                                          int num_blocks, Pipeline<C>& pipeline, Block<C>& block) {
-  const TileTable& table = shared.tables[tile % kTables];
   Scores<C> scores = {};
 #pragma unroll 1
   for (int i = 0; i < pipeline.key_pieces; ++i) {
-    char* piece = pipeline.next();
+    char* piece = pipeline.next(tile, i);
     if (i == 0) {
       fill_table<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
       entry_ahead = read_entry(a, *shared.task, tile + 3);
     }
     piece = staged<C, typename C::Element>(a, shared, piece);
     if (num_blocks == 0) continue;
-    const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
-    const int row_elements = query_row<C>(a.keys.dim);
-    const auto* const queries = shared.queries + place.warp_row * row_elements;
+    const int num_dims = a.keys.dim - i * C::kPiece;
+    const auto* const queries =
+        shared.queries + (i * a.tile_rows + place.warp_row) * C::kPieceRow;
     if constexpr (C::kIsFloat) {
-      add_scores_float<C>(scores[0], queries + i * C::kPiece, row_elements, num_dims,
+      add_scores_float<C>(scores[0], queries, min(C::kPiece, num_dims),
                           reinterpret_cast<const float*>(piece), place.first_score_col());
     } else {
       with_blocks<C>(num_blocks, [&](auto blocks) {
-        add_scores_mma<C, blocks>(scores, ptx::shared_address(queries), row_elements * 2,
-                                  i * C::kPiece / 8, num_dims, ptx::shared_address(piece),
-                                  place.first_score_col());
+        const uint32_t q = ptx::shared_address(queries), k = ptx::shared_address(piece);
+        if (C::kPiece == 64 || num_dims > 64) {  // zeros behind the last
+          add_scores_mma<C, blocks, C::kPiece / 64>(scores, q, k, place.first_score_col());
+        } else {
+          add_scores_mma<C, blocks, 1>(scores, q, k, place.first_score_col());
+        }
       });
     }
   }
-  PackedWeights<C> packed;
-  const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
-  const bool is_masked = table.must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
+  // Zeros for warps without rows: what one branch leaves as it was would hold registers all the way round.
+  PackedWeights<C> packed = {};
   with_blocks<C>(num_blocks, [&](auto blocks) {
+    const TileTable& table = shared.tables[tile % kTables];
+    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+    const auto rows_of = [&](int m, int r) { return shared.rows[place.row(m, r)]; };
+    if (a.weight_factor == 1) {
 #pragma unroll
-    for (int m = 0; m < blocks; ++m) {
-      scale_scores<C>(a, table, first_key, scores[m]);
-      if (is_masked) {
-        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+      for (int m = 0; m < blocks; ++m) scale_scores<C>(a, table, first_key, scores[m]);
+    }
+    if (table.must_mask || (table.is_bad[0] | table.is_bad[1]) != 0) {
+#pragma unroll
+      for (int m = 0; m < blocks; ++m) {
+        const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
         mask_scores<C>(a, table, tile_begin, first_key, rows, scores[m]);
       }
     }
+    softmax<C, blocks>(a, shared.exchange, shared.quarters, block.max, block.sums, block.output,
+                       scores);
 #pragma unroll
     for (int m = 0; m < blocks; ++m) {
-      softmax<C>(a, shared.exchange, shared.quarters, block.max[m], block.sums[m], block.output[m],
-                 scores[m]);
       if constexpr (C::kIsStaged) {
-        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+        const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
         scale_weights<C>(table, tile_begin, first_key, table.must_mask, rows, scores[m]);
       }
       place_weights<C>(place, shared, scores[m], packed[m]);
     }
   });
-  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, table.must_select,
-                   tile * kTileKv);
+  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, tile);
 }
 
 template <class C>
@@ -100,14 +106,10 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   __syncthreads();
 
   const int first_col = task.value_part * C::kValueCols;
-  Pipeline<C> pipeline{a,
-                       shared,
-                       (a.keys.dim + C::kPiece - 1) / C::kPiece,
-                       (min(C::kValueCols, a.values.dim - first_col) + C::kPiece - 1) / C::kPiece,
-                       first_col,
-                       first_tile};
-  pipeline.end_tile = end_tile;
-  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue();
+  const int key_pieces = num_pieces<C>(a.keys.dim);
+  const int value_pieces = num_pieces<C>(min(C::kValueCols, a.values.dim - first_col));
+  Pipeline<C> pipeline{a, shared, key_pieces, key_pieces + value_pieces, first_col};
+  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue(first_tile, i, i);
 
   constexpr int kSegmentTiles = kSegmentKv / kTileKv;
 #pragma unroll 1

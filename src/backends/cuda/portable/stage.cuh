@@ -124,11 +124,13 @@ __device__ __forceinline__ void load_queries(const Arguments& a, int64_t query_s
                                              int64_t first_row, int num_rows,
                                              typename C::Element* queries) {
   using Element = typename C::Element;
-  const int row_elements = query_row<C>(a.keys.dim) - C::kPad, chunks = row_elements / 8;
+  constexpr int kChunks = C::kPiece / 8;
+  const int chunks = num_pieces<C>(a.keys.dim) * kChunks;
   const int element_size = a.query_dtype == DType::kFloat32 ? 4 : 2;
 #pragma unroll 2
   for (int i = threadIdx.x; i < a.tile_rows * chunks; i += kThreads) {
     const int row = i / chunks, chunk = i % chunks;
+    Element* const piece = queries + chunk / kChunks * a.tile_rows * C::kPieceRow;
     const bool is_there = row < num_rows && chunk * 8 < a.keys.dim;
     const int64_t packed = first_row + row;
     const int64_t at = (query_start + packed / a.group) * a.query.token_stride +
@@ -136,23 +138,14 @@ __device__ __forceinline__ void load_queries(const Arguments& a, int64_t query_s
     const char* const from = static_cast<const char*>(a.query.data) + at * element_size;
     if constexpr (!std::is_same_v<Element, float>) {
       if (a.query.vector_bytes >= 16) {  // bits as they are
-        *reinterpret_cast<uint4*>(queries + row * row_elements + swizzled(chunk, row) * 8) =
+        *reinterpret_cast<uint4*>(piece + row * C::kPieceRow + swizzled(chunk % kChunks, row) * 8) =
             is_there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
         continue;
       }
     }
     float x[8] = {};
     if (is_there) load_floats(from, a.query_dtype, x);
-    if constexpr (std::is_same_v<Element, float>) {
-      float4* const to =
-          reinterpret_cast<float4*>(queries + row * (row_elements + C::kPad) + chunk * 8);
-      to[0] = {x[0], x[1], x[2], x[3]};
-      to[1] = {x[4], x[5], x[6], x[7]};
-    } else {
-      *reinterpret_cast<uint4*>(queries + row * row_elements + swizzled(chunk, row) * 8) = {
-          pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]),
-          pack<Element>(x[6], x[7])};
-    }
+    store_chunk<Element, C::kPieceRow>(piece, row, chunk % kChunks, x);
   }
 }
 
