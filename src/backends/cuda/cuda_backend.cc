@@ -89,6 +89,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.total_num_pages = p.key_cache.shape[1];
   a.max_pages = clamp_to_int32(p.page_table.shape[1]);
   a.page_size = clamp_to_int32(p.page_size);
+  a.page_size_divisor = cuda::Divisor(a.page_size);
   a.num_q_heads = static_cast<int>(p.num_q_heads);
   a.num_kv_heads = static_cast<int>(p.num_kv_heads);
   a.group = static_cast<int>(p.group);

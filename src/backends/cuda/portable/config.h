@@ -18,9 +18,9 @@ struct TileTable {
   float value_scale[kTileKv];
   uint32_t is_there[kTileKv / 32];  // a bit a key; others are zeros
   uint32_t is_bad[kTileKv / 32];    // its table entry is no page
-  // Of the tile as a whole: a row does not see all of it; some row takes a key that another does not, whose
-  // value must not reach the latter.
-  bool must_mask, must_select;
+  // Of each half of the tile, nonzero: a row does not see all of it, or an entry is bad; some row takes a
+  // key that another does not, whose value must not reach the latter.
+  uint8_t must_mask[kTileKv / 32], must_select[kTileKv / 32];
 };
 
 // RowKeys and Task, which device code alone knows.
@@ -39,10 +39,7 @@ struct Config {
   static constexpr int kKeyWarps = kKeyWarps_;
   // Row blocks of 16 that a warp has, kBlockStep rows apart: two of them use each fragment of keys and of
   // values twice and hide each other's latencies, and leave registers for two blocks a multiprocessor.
-#ifndef MAXBLOCKS
-#define MAXBLOCKS 2
-#endif
-  static constexpr int kRowBlocks = kKeyWarps == 1 && !kIsFloat && kValueCols <= 128 ? MAXBLOCKS : 1;
+  static constexpr int kRowBlocks = kKeyWarps == 1 && !kIsFloat && kValueCols <= 128 ? 2 : 1;
   static constexpr int kBlockStep = kThreads / 32 / kKeyWarps * kWarpRows;
   static constexpr int kTileRows = kRowBlocks * kBlockStep;
 

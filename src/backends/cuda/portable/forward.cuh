@@ -124,19 +124,10 @@ struct Block {
   Outputs<C> output;
 };
 
-// Calls run with the number of row blocks that a warp has work for, as a constant.
-template <class C, typename Run>
-__device__ __forceinline__ void with_blocks(int num_blocks, const Run& run) {
-  if constexpr (C::kRowBlocks == 2) {
-    if (num_blocks == 2) return run(std::integral_constant<int, 2>());
-  }
-  if (num_blocks > 0) run(std::integral_constant<int, 1>());
-}
-
-template <class C>
-__device__ __forceinline__ void clear(Outputs<C>& output) {
+template <int kBlocks, int kCols>
+__device__ __forceinline__ void clear(float (&blocks)[kBlocks][kCols][4]) {
 #pragma unroll
-  for (auto& block : output) {
+  for (auto& block : blocks) {
 #pragma unroll
     for (auto& col : block) {
 #pragma unroll
@@ -154,10 +145,6 @@ struct Place {
         key_warp(threadIdx.x / 32 % C::kKeyWarps),
         lane(threadIdx.x % 32) {}
   __device__ int row(int m, int r) const { return m * C::kBlockStep + warp_row + lane / 4 + 8 * r; }
-  // Row blocks that hold some of so many rows.
-  __device__ int num_blocks(int num_rows) const {
-    return max(0, min(C::kRowBlocks, (num_rows - warp_row - 1 + C::kBlockStep) / C::kBlockStep));
-  }
   __device__ int first_score_col() const { return key_warp * C::kScoreCols; }
   __device__ int first_value_col() const { return key_warp * C::kPieceCols; }
   // Of the task's value columns.
@@ -223,11 +210,11 @@ __device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& sha
   return shared.staged;
 }
 
-template <class C, int kPiece>
+template <class C, int kBlocks, int kPiece>
 __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
-                                           const Place<C>& place, Pipeline<C>& pipeline,
-                                           Block<C>& block, PackedWeights<C>& packed,
-                                           int num_blocks, int tile) {
+                                           const Place<C>& place, bool has_rows,
+                                           Pipeline<C>& pipeline, Block<C>& block,
+                                           PackedWeights<C>& packed, int tile) {
   if constexpr (kPiece < C::kValuePieces) {
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
@@ -236,9 +223,10 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
         a, shared, pipeline.next(tile, pipeline.key_pieces + kPiece));
     if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
     const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
-    const bool must_select = shared.tables[tile % kTables].must_select;
+    const TileTable& table = shared.tables[tile % kTables];
+    const bool must_select = (table.must_select[0] | table.must_select[1]) != 0;
     if constexpr (C::kIsFloat) {
-      if (num_blocks > 0) {
+      if (has_rows) {
         const KeyInterval rows[2] = {attended(0, 0), attended(0, 1)};
         add_values_float<C, kPiece>(
             block.output[0],
@@ -250,8 +238,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
       if (kPiece == 0) take_weights(place, shared, packed[0]);
       if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
 #pragma unroll
-        for (int m = 0; m < C::kRowBlocks; ++m) {
-          if (m >= num_blocks) break;
+        for (int m = 0; m < kBlocks; ++m) {
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
           add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
                                     tile * kTileKv, rows);
@@ -261,19 +248,15 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
         __syncthreads();
       }
       constexpr int kCols = C::kPieceCols;
-      with_blocks<C>(num_blocks, [&](auto blocks) {
-        const uint32_t values = ptx::shared_address(piece);
-        const int first_col = place.first_value_col();
-        if (kCols <= 8 || num_dims > 64) {
-          if (first_col * 8 < num_dims) {
-            add_values_mma<C, kPiece, blocks, kCols>(block.output, packed, values, first_col);
-          }
-        } else {
-          add_values_mma<C, kPiece, blocks, 8>(block.output, packed, values, first_col);
-        }
-      });
+      const uint32_t values = ptx::shared_address(piece);
+      if (kCols <= 8 || num_dims > 64) {
+        add_values_mma<C, kPiece, kBlocks, kCols>(block.output, packed, values,
+                                                  place.first_value_col());
+      } else {
+        add_values_mma<C, kPiece, kBlocks, 8>(block.output, packed, values, 0);
+      }
     }
-    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, tile);
+    add_values<C, kBlocks, kPiece + 1>(a, shared, place, has_rows, pipeline, block, packed, tile);
   }
 }
 

@@ -18,10 +18,7 @@ struct RowKeys {
 // ---- 16-bit numbers: tensor cores.
 
 // Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
-#ifndef KAHEAD
-#define KAHEAD 2
-#endif
-inline constexpr int kAhead = KAHEAD;
+inline constexpr int kAhead = 2;
 
 template <class C>
 using Scores = float[C::kRowBlocks][C::kScoreCols][4];
@@ -31,9 +28,9 @@ using Outputs = float[C::kRowBlocks][C::kOutputCols][4];
 template <class C>
 using PackedWeights = uint32_t[C::kRowBlocks][kTileKv / 16][4];
 
-// scores += queries * keys of one piece, 64 * kParts dims of it, for the first kBlocks row blocks. `queries`
-// and `keys` are the addresses of the warp's first row and of the piece.
-template <class C, int kBlocks, int kParts>
+// scores += queries * keys of one piece, 64 * kParts dims of it, for the first kBlocks row blocks; of the first
+// piece, scores =. `queries` and `keys` are the addresses of the warp's first row and of the piece.
+template <class C, int kBlocks, int kParts, bool kIsFirst>
 __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queries, uint32_t keys,
                                                int first_col) {
   using T = typename C::Element;
@@ -72,6 +69,10 @@ __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queri
     const uint32_t(&b)[4] = k[i % (kAhead + 1)];
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
+      if (kIsFirst && step == 0) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores[m][col][e] = scores[m][col + 1][e] = 0;
+      }
       ptx::mma<T>(scores[m][col], q[step % 2][m], b[0], b[1]);
       ptx::mma<T>(scores[m][col + 1], q[step % 2][m], b[2], b[3]);
     }

@@ -132,6 +132,10 @@ __device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCol
   return __fadd_rn(left, right);
 }
 
+// What weights are relative to is replaced where a score is 2^kMaxGrowth times as large, or more: float32 and
+// bfloat16 lose nothing by weights up to that, and after the first tile of a segment it is rare.
+inline constexpr float kMaxGrowth = 8;
+
 // Scores to weights; sums and outputs so far are rescaled to the new maximum. Where four warps share the
 // rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them. All row blocks at
 // once, so that one hides the other's latencies.
@@ -142,14 +146,15 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         Scores<C>& scores) {
   float rescale[kBlocks][2];
   bool changes = false;
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
     float max[2], reference[2];
     tile_max<C>(scores[m], exchange, max);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float before = row_max[m][r];
-      row_max[m][r] = fmaxf(before, __fmul_rn(max[r], a.weight_factor));
+      const float before = row_max[m][r], now = __fmul_rn(max[r], a.weight_factor);
+      row_max[m][r] = now > before + max_growth ? now : before;
       reference[r] = reference_of(row_max[m][r]);
       rescale[m][r] = ptx::exp2_approx(before - reference[r]);
       reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
@@ -178,7 +183,7 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
       }
     }
   }
-  // A maximum that stays is a factor of 1 exactly: left out for a whole warp, it changes no bit.
+  // A reference that stays is a factor of 1 exactly: left out for a whole warp, it changes no bit.
   if (!__any_sync(~0u, changes)) return;
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
