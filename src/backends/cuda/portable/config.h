@@ -33,6 +33,7 @@ struct Config {
   using Element = ElementType;
   static constexpr bool kIsFloat = std::is_same_v<Element, float>;
   static constexpr bool kIsStaged = kIsStaged_;
+  static constexpr bool kIsQuantised = kIsStaged && !kIsFloat;  // 8 bits an element
   // A scale may take a weight out of float16's range.
   using Value = std::conditional_t<kIsStaged && !kIsFloat, __nv_bfloat16, Element>;
   static constexpr int kValueCols = kValueCols_;  // value columns of a task, at most
@@ -93,7 +94,11 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
   // Maxima of each warp, and a quarter of the tile's sums of each thread.
   layout.exchange = take(C::kKeyWarps > 1 ? C::kKeyWarps * kWarpRows * 4 : 0);
   layout.quarters = take(C::kKeyWarps > 1 ? 2 * kThreads * 4 : 0);
-  layout.staged = take(C::kIsStaged ? kTileKv * C::kPieceRow * element : 0);
+  // A piece of 8 bits is converted while the one before it is used.
+  layout.staged = take((C::kIsQuantised ? 2
+                        : C::kIsStaged  ? 1
+                                        : 0) *
+                       kTileKv * C::kPieceRow * element);
   layout.ring =
       take(C::kStages * kTileKv * C::kPiece * (C::kIsStaged ? cache_element_size : element));
   // Weights go through shared memory where the warps of a row exchange them, or where a thread needs those

@@ -81,38 +81,77 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   return task;
 }
 
-// The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead,
-// into the place of the piece that was used last.
+// The pieces of a task's tiles, one after another through a ring: two copies are under way while a piece is
+// used (one of float32; three where pieces are small). A new one goes to the place of the piece that was used
+// last; or, of a quantised cache, of the present one, which has been converted while its predecessor was used.
 template <class C>
 struct Pipeline {
   const Arguments& a;
   const Shared<C>& shared;
   int key_pieces, num_pieces;  // of keys, and of keys and values
   int first_value_col;
-  int slot = 0;  // of the next piece
+  int slot = 0;    // of the next piece
+  int parity = 0;  // of the place that it is converted to
+
+  static constexpr int kAheadPieces = C::kIsQuantised ? C::kStages : C::kStages - 1;
 
   __device__ __forceinline__ void issue(int tile, int piece, int to_slot) {
     while (piece >= num_pieces) piece -= num_pieces, ++tile;
     if (tile * kTileKv < shared.task->any.end) {
       const TileTable& table = shared.tables[tile % kTables];
       const bool is_key = piece < key_pieces;
-      copy_piece<C>(
-          is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
-          is_key ? piece * C::kPiece : first_value_col + (piece - key_pieces) * C::kPiece,
-          a.cache_element_size, shared.ring + to_slot * shared.piece_bytes);
+      copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
+                    is_key ? piece * C::kPiece : first_value_col + (piece - key_pieces) * C::kPiece,
+                    a.cache_element_size, at(to_slot));
     }
     ptx::commit_copies();  // also where there is nothing more, so that groups count pieces
   }
 
-  // Piece `piece` of a tile, for all threads of the block to see; its predecessor's place is free from here
-  // on.
+  __device__ __forceinline__ void begin(int first_tile) {
+    for (int i = 0; i < kAheadPieces; ++i) issue(first_tile, i, i);
+    if constexpr (C::kIsQuantised) {
+      ptx::wait_for_copies<kAheadPieces - 1>();
+      __syncthreads();
+      widen(0, 0, 0);
+    }
+  }
+
+  // Piece `piece` of a tile, in the form that the products take, for all threads of the block to see.
   __device__ __forceinline__ char* next(int tile, int piece) {
     ptx::wait_for_copies<C::kStages - 2>();
     __syncthreads();
-    issue(tile, piece + C::kStages - 1, slot == 0 ? C::kStages - 1 : slot - 1);
-    char* const at = shared.ring + slot * shared.piece_bytes;
+    const int before = slot == 0 ? C::kStages - 1 : slot - 1, now = slot;
     if (++slot == C::kStages) slot = 0;
-    return at;
+    issue(tile, piece + kAheadPieces, C::kIsQuantised ? now : before);
+    if constexpr (C::kIsQuantised) {
+      widen(piece + 1 == num_pieces ? 0 : piece + 1, slot, parity ^ 1);
+      parity ^= 1;
+      return wide(parity ^ 1);
+    } else if constexpr (C::kIsStaged) {
+      stage_piece<C>(at(now), a.cache_dtype, a.cache_element_size,
+                     reinterpret_cast<float*>(shared.staged));
+      __syncthreads();
+      return shared.staged;
+    } else {
+      return at(now);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ char* at(int of_slot) const {
+    return shared.ring + of_slot * shared.piece_bytes;
+  }
+  __device__ __forceinline__ char* wide(int place) const {
+    return shared.staged + place * (kTileKv * C::kPiece * 2);
+  }
+  __device__ __forceinline__ void widen(int piece, int from_slot, int to_place) const {
+    using Element = typename C::Element;
+    using Value = typename C::Value;
+    if (std::is_same_v<Element, Value> || piece < key_pieces) {
+      widen_piece<Element>(at(from_slot), a.cache_dtype, wide(to_place));
+    } else {
+      widen_piece<Value>(at(from_slot), a.cache_dtype, wide(to_place));
+    }
   }
 };
 
@@ -201,15 +240,6 @@ __device__ __forceinline__ void take_weights(const Place<C>& place, const Shared
   }
 }
 
-// The piece in the form that the products take.
-template <class C, typename T>
-__device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& shared, char* piece) {
-  if constexpr (!C::kIsStaged) return piece;
-  stage_piece<C>(piece, a.cache_dtype, a.cache_element_size, reinterpret_cast<T*>(shared.staged));
-  __syncthreads();
-  return shared.staged;
-}
-
 template <class C, int kBlocks, int kPiece>
 __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
                                            const Place<C>& place, bool has_rows,
@@ -219,8 +249,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
     if (num_dims <= 0) return;
-    char* const piece = staged<C, typename C::Value>(
-        a, shared, pipeline.next(tile, pipeline.key_pieces + kPiece));
+    char* const piece = pipeline.next(tile, pipeline.key_pieces + kPiece);
     if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
     const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
     const TileTable& table = shared.tables[tile % kTables];

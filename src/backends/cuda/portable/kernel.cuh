@@ -27,7 +27,7 @@ __device__ __forceinline__ void compute_scores(const Arguments& a, const Shared<
                                                int32_t& entry_ahead, Pipeline<C>& pipeline,
                                                Scores<C>& scores) {
   const auto add_piece = [&](int i, auto is_first) {
-    const char* const piece = staged<C, typename C::Element>(a, shared, pipeline.next(tile, i));
+    const char* const piece = pipeline.next(tile, i);
     if (is_first && tile % 2 == 0) {
       fill_tables<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables);
       entry_ahead = read_entry(a, *shared.task, tile + 4);
@@ -88,8 +88,11 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
       if constexpr (C::kIsStaged) {
-        const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
-        scale_weights<C>(table, tile_begin, first_key, must_mask, rows, scores[m]);
+        if (a.values.scale != nullptr) scale_weights<C>(table, first_key, scores[m]);
+        if (must_mask) {
+          const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
+          remove_unseen<C>(tile_begin, first_key, rows, scores[m]);
+        }
       }
       place_weights<C>(place, shared, scores[m], packed[m]);
     }
@@ -107,7 +110,7 @@ __device__ __forceinline__ void run_tiles(const Arguments& a, const Shared<C>& s
   const int key_pieces = num_pieces<C>(a.keys.dim);
   const int value_pieces = num_pieces<C>(min(C::kValueCols, a.values.dim - first_col));
   Pipeline<C> pipeline{a, shared, key_pieces, key_pieces + value_pieces, first_col};
-  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue(first_tile, i, i);
+  pipeline.begin(first_tile);
 
   Block<C> block;
 #pragma unroll

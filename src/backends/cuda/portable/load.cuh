@@ -35,8 +35,7 @@ struct Task {
 static_assert(kThreads == 2 * kTileKv);
 
 // The table entry of the thread's key, read long before it is used.
-__device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task,
-                                              int even_tile) {
+__device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int even_tile) {
   const int32_t key = even_tile * kTileKv + static_cast<int>(threadIdx.x);
   int32_t entry = -1;
   if (task.any.contains(key)) {
@@ -134,39 +133,53 @@ __device__ __forceinline__ void copy_narrow(char* to, const char* from, int byte
   }
 }
 
+// Where chunk `chunk` (16 elements of 8 bits) of a row lies: so that both the reading of two rows' halves and
+// the writing of them as 16-bit numbers touch all 32 banks.
+__device__ __forceinline__ int place_of_8_bits(int chunk, int row) { return chunk ^ (row & 1) * 4; }
+
 // Starts to bring a piece: elements [first_dim, first_dim + kPiece) of a tile's keys or values, zeros where
 // there are none. `rows` are the addresses of the tile's rows.
 template <class C>
 __device__ __forceinline__ void copy_piece(const CacheView& cache, const TileTable& table,
                                            const char* const* rows, int first_dim, int element_size,
                                            char* piece) {
-  constexpr int kChunks = C::kPiece / 8, kSteps = kTileKv * kChunks / kThreads;
-  constexpr int kRowStep = kThreads / kChunks;  // a multiple of 8: a thread's rows swizzle alike
+  // 16 bytes, but for the kernel of float32, which takes any cache.
+  constexpr int kChunkDims = C::kIsQuantised ? 16 : 8;
+  if constexpr (C::kIsQuantised) element_size = 1;
   if constexpr (!C::kIsStaged) element_size = 2;
+  constexpr int kChunks = C::kPiece / kChunkDims, kSteps = kTileKv * kChunks / kThreads;
+  constexpr int kRowStep = kThreads / kChunks;  // a multiple of 8: a thread's rows lie alike
   const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
-  const int dim = first_dim + chunk * 8, bytes = 8 * element_size;
-  const int place = C::kIsStaged ? chunk : swizzled(chunk, first_row);
+  const int dim = first_dim + chunk * kChunkDims, bytes = kChunkDims * element_size;
+  const int place = C::kIsQuantised ? place_of_8_bits(chunk, first_row)
+                    : C::kIsStaged  ? chunk
+                                    : swizzled(chunk, first_row);
+  const int row_bytes = C::kPiece * element_size;
   rows += first_row;
-  if (cache.vector_bytes == 16 && bytes == 16) {
-    const uint32_t to = ptx::shared_address(piece + first_row * C::kPiece * 2 + place * 16);
+  piece += first_row * row_bytes + place * bytes;
+  if (!C::kIsFloat && cache.vector_bytes == 16) {
+    const uint32_t to = ptx::shared_address(piece);
     const bool is_whole =
         (table.is_there[0] & table.is_there[1]) == ~0u && first_dim + C::kPiece <= cache.dim;
     const char* from[kSteps];  // read all at once: a copy waits for its address
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) from[i] = rows[i * kRowStep] + dim * 2;
+    for (int i = 0; i < kSteps; ++i) from[i] = rows[i * kRowStep] + dim * element_size;
     if (is_whole) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        ptx::copy_async_whole(to + i * kRowStep * C::kPiece * 2, from[i]);
+        ptx::copy_async_whole(to + i * kRowStep * row_bytes, from[i]);
       }
       return;
     }
+    // 8 elements of 8 bits may be the last.
+    const int size = max(0, min(16, (cache.dim - dim) * element_size));
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int row = first_row + i * kRowStep;
-      const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
-      ptx::copy_async<16>(to + i * kRowStep * C::kPiece * 2,
-                          is_there ? from[i] : static_cast<const char*>(cache.data), is_there);
+      const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && size > 0;
+      ptx::copy_async_some(to + i * kRowStep * row_bytes,
+                           is_there ? from[i] : static_cast<const char*>(cache.data),
+                           is_there ? size : 0);
     }
     return;
   }
@@ -174,11 +187,15 @@ __device__ __forceinline__ void copy_piece(const CacheView& cache, const TileTab
 #pragma unroll 1
   for (int i = 0; i < kSteps; ++i) {
     const int row = first_row + i * kRowStep;
-    const bool is_there = (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim < cache.dim;
-    const char* const from =
-        is_there ? rows[i * kRowStep] + dim * element_size : static_cast<const char*>(cache.data);
-    copy_narrow(piece + (row * C::kPiece + place * 8) * element_size, from, bytes,
-                cache.vector_bytes, is_there);
+#pragma unroll 1
+    for (int part = 0; part < kChunkDims; part += 8) {
+      const bool is_there =
+          (table.is_there[row / 32] >> (row % 32) & 1) != 0 && dim + part < cache.dim;
+      const char* const from = is_there ? rows[i * kRowStep] + (dim + part) * element_size
+                                        : static_cast<const char*>(cache.data);
+      copy_narrow(piece + i * kRowStep * row_bytes + part * element_size, from, 8 * element_size,
+                  cache.vector_bytes, is_there);
+    }
   }
 }
 

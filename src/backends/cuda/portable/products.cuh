@@ -155,9 +155,8 @@ __device__ __forceinline__ void add_values_mma(Outputs<C>& output, const PackedW
   const auto load_values = [&](int i) {
     if (i >= kCount) return;
     const int pair = i % kPairs;
-    ptx::load_matrices_transposed(
-        v[i % (kAhead + 1)],
-        (values ^ pair % 4 * 32) + pair / 4 * 128 + i / kPairs * 16 * kRowBytes);
+    ptx::load_matrices_transposed(v[i % (kAhead + 1)], (values ^ pair % 4 * 32) + pair / 4 * 128 +
+                                                           i / kPairs * 16 * kRowBytes);
   };
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) load_values(i);
@@ -203,8 +202,8 @@ __device__ __forceinline__ void remove_not_finite(char* values) {
 
 template <class C>
 __device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][4],
-                                                 const float* queries,
-                                                 int num_dims, const float* keys, int first_col) {
+                                                 const float* queries, int num_dims,
+                                                 const float* keys, int first_col) {
   const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
   const float* const q0 = queries + group * C::kPieceRow;
   const float* const q1 = q0 + 8 * C::kPieceRow;

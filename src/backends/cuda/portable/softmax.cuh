@@ -34,14 +34,16 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable
   float largest = 0;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
+    float factor[2] = {a.score_factor, a.score_factor};
     if constexpr (C::kIsStaged) {
-      const float* const scale = table.key_scale + first_key + col * 8 + pair;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], scale[e % 2]);
+      for (int e = 0; e < 2; ++e) {
+        factor[e] = __fmul_rn(table.key_scale[first_key + col * 8 + pair + e], a.score_factor);
+      }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      scores[col][e] = __fmul_rn(scores[col][e], a.score_factor);
+      scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
       largest = fmaxf(largest, fabsf(scores[col][e]));  // leaves NaN out, which either way keeps
     }
   }
@@ -207,19 +209,30 @@ __device__ __forceinline__ void add_quarters(const float* quarters, Sums& sums) 
   }
 }
 
-// Weights times the scales of their values. What a row does not see may have any scale.
+// Weights times the scales of their values.
 template <class C>
-__device__ __forceinline__ void scale_weights(const TileTable& table, int tile_begin, int first_key,
-                                              bool must_select, const RowKeys (&rows)[2],
+__device__ __forceinline__ void scale_weights(const TileTable& table, int first_key,
                                               float (&weights)[C::kScoreCols][4]) {
-  const int pair = threadIdx.x % 4 * 2;
+  const float* const scales = table.value_scale + first_key + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      weights[col][e] = __fmul_rn(weights[col][e], scales[col * 8 + e % 2]);
+  }
+}
+
+// What a row does not see may have any scale.
+template <class C>
+__device__ __forceinline__ void remove_unseen(int tile_begin, int first_key,
+                                              const RowKeys (&rows)[2],
+                                              float (&weights)[C::kScoreCols][4]) {
+  const int key = tile_begin + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int in_tile = first_key + col * 8 + pair + e % 2;
-      const bool takes_part = !must_select || rows[e / 2].attended.contains(tile_begin + in_tile);
-      weights[col][e] = takes_part ? __fmul_rn(weights[col][e], table.value_scale[in_tile]) : 0.0f;
+      if (!rows[e / 2].attended.contains(key + col * 8 + e % 2)) weights[col][e] = 0;
     }
   }
 }
