@@ -147,6 +147,25 @@ struct AppendArguments {
   int tokens_element_size = 0, cache_element_size = 0;
 };
 
+// The rows of a cache, or of its scales; in bytes.
+struct CopyRows {
+  char* data = nullptr;  // null: not given
+  int64_t head_stride = 0, page_stride = 0, slot_stride = 0;
+  int64_t row_bytes = 0;
+  int vector_bytes = 0;  // rows begin at, and are, multiples of it
+};
+
+// As many copies as fit a kernel's arguments; none needs another's result.
+struct CopyArguments {
+  static constexpr int kMaxCopies = 128;
+  struct Copy {
+    int32_t source, destination, num_slots;
+  };
+  CopyRows rows[4];  // keys, values, and their scales
+  int num_kv_heads = 0, num_copies = 0;
+  Copy copies[kMaxCopies];
+};
+
 struct MergeArguments {
   Rows output_a, lse_a, output_b, lse_b, output, lse;
   int64_t num_rows = 0;
