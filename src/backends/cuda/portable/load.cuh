@@ -89,7 +89,8 @@ __device__ __forceinline__ void fill_tables(const Arguments& a, const Task& task
   const auto row = [&](const CacheView& cache) {
     const int64_t offset =
         task.kv_head * cache.head_stride + in_cache * cache.page_stride + slot * cache.slot_stride;
-    return static_cast<const char*>(cache.data) + offset * a.cache_element_size;
+    const int64_t size = C::kIsFloat ? a.cache_element_size : C::kIsQuantised ? 1 : 2;
+    return static_cast<const char*>(cache.data) + offset * size;
   };
   table.keys[in_tile] = row(a.keys);
   table.values[in_tile] = row(a.values);
