@@ -10,7 +10,7 @@
 
 namespace pagefill::cuda {
 
-// Where the keys of a KV tile lie; filled in two tiles ahead.
+// Where the keys of a KV tile lie; filled in two or three tiles ahead.
 struct TileTable {
   const char* keys[kTileKv];  // of what is not there, some address that is never read
   const char* values[kTileKv];
