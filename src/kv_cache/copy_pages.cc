@@ -76,6 +76,7 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
   }
   const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
   if (key_cache.device.type != DeviceType::kCpu) {
     return where->backend->copy_pages(
         {copies, key_cache, value_cache, options.key_scale, options.value_scale}, where->settings);
