@@ -41,8 +41,7 @@ struct Where {
   pagefill_call_report report = pagefill_call_report_init();
   int32_t status_numbers[4] = {};
   const int64_t status_shape[1] = {4};
-  pagefill_tensor status =
-      pagefill_tensor_init(status_numbers, PAGEFILL_INT32, 1, status_shape);
+  pagefill_tensor status = pagefill_tensor_init(status_numbers, PAGEFILL_INT32, 1, status_shape);
   pagefill_context context = pagefill_context_init();
   std::unique_ptr<std::byte, decltype(&std::free)> workspace{nullptr, std::free};
 
