@@ -15,7 +15,21 @@ if(NOT PAGEFILL_CUDA STREQUAL "OFF" AND NOT CMAKE_CROSSCOMPILING)
       set(CMAKE_CUDA_COMPILER ${PAGEFILL_NVCC} CACHE FILEPATH "")
     endif()
   endif()
-  if(CMAKE_CUDA_COMPILER)
+  # enable_language ends the configuration where nvcc is there and does not work, with a host compiler that it
+  # does not take for one; AUTO leaves it out instead.
+  if(CMAKE_CUDA_COMPILER AND PAGEFILL_CUDA STREQUAL "AUTO" AND NOT DEFINED PAGEFILL_NVCC_WORKS)
+    file(WRITE ${PROJECT_BINARY_DIR}/nvcc/probe.cu "__global__ void probe() {}\n")
+    execute_process(
+      COMMAND ${CMAKE_CUDA_COMPILER} -std=c++20 -c probe.cu -o probe.o
+      WORKING_DIRECTORY ${PROJECT_BINARY_DIR}/nvcc
+      RESULT_VARIABLE result OUTPUT_QUIET ERROR_QUIET)
+    if(result EQUAL 0)
+      set(PAGEFILL_NVCC_WORKS ON CACHE INTERNAL "nvcc has compiled a file")
+    else()
+      message(STATUS "CUDA is left out: ${CMAKE_CUDA_COMPILER} does not compile")
+    endif()
+  endif()
+  if(CMAKE_CUDA_COMPILER AND (PAGEFILL_CUDA STREQUAL "ON" OR PAGEFILL_NVCC_WORKS))
     set(CMAKE_CUDA_ARCHITECTURES ${PAGEFILL_CUDA_ARCHITECTURES})
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     enable_language(CUDA)

@@ -45,9 +45,10 @@ class Backend {
   virtual Result<size_t> workspace_size(const Problem& problem,
                                         const RunSettings& settings) const = 0;
 
-  // append_kv and merge_attention_states, where the memory is not the CPU's: there they are one code for all
-  // backends (kv_cache/append.cc, merge_states.cc).
+  // append_kv, copy_pages and merge_attention_states, where the memory is not the CPU's: there they are one code for all
+  // backends (kv_cache/append.cc, copy_pages.cc, merge_states.cc).
   virtual Status append_kv(const AppendProblem& problem, const RunSettings& settings) const;
+  virtual Status copy_pages(const CopyProblem& problem, const RunSettings& settings) const;
   virtual Status merge_states(const MergeProblem& problem, const RunSettings& settings) const;
 
   // Fills `report->target` with the name that the code that ran gives itself.

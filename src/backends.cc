@@ -132,6 +132,10 @@ Status Backend::append_kv(const AppendProblem&, const RunSettings&) const {
   return Status(StatusCode::kUnsupported, "append_kv: expected a backend that does it");
 }
 
+Status Backend::copy_pages(const CopyProblem&, const RunSettings&) const {
+  return Status(StatusCode::kUnsupported, "copy_pages: expected a backend that does it");
+}
+
 Status Backend::merge_states(const MergeProblem&, const RunSettings&) const {
   return Status(StatusCode::kUnsupported,
                 "merge_attention_states: expected a backend that does it");

@@ -153,15 +153,6 @@ Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache) {
   return check_dtype("cuda.status", cuda.status, {DType::kInt32});
 }
 
-Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view) {
-  if (view.device.type == DeviceType::kCpu) return {};
-  return Status(
-      StatusCode::kUnsupported,
-      fmt::format("{}: expected memory of the CPU, as {} does not run on memory of a CUDA "
-                  "device yet, got memory of {}",
-                  name, call, device_string(view.device)));
-}
-
 Status check_dtype(std::string_view name, const TensorView& view,
                    std::initializer_list<DType> allowed) {
   if (std::find(allowed.begin(), allowed.end(), view.dtype) == allowed.end()) {

@@ -66,9 +66,6 @@ Status check_same_device(std::initializer_list<NamedTensor> tensors);
 // Settings of a call whose tensors lie where `cache` does: none on the CPU.
 Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache);
 
-// For a call that no backend does on other memory.
-Status check_memory_of_cpu(std::string_view call, std::string_view name, const TensorView& view);
-
 // "the CPU", "CUDA device 0".
 std::string device_string(Device device);
 

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "geometry.h"
+#include "pagefill/kv_cache.h"
 #include "pagefill/tensor.h"
 
 namespace pagefill {
@@ -102,6 +104,12 @@ struct Transfer {
 struct AppendProblem {
   Problem batch;
   Transfer keys, values;
+};
+
+// A copy_pages whose arguments have been checked; scales are given or not.
+struct CopyProblem {
+  std::span<const PageCopy> copies;
+  MutableTensorView key_cache, value_cache, key_scale, value_scale;
 };
 
 // A merge_attention_states whose arguments have been checked.

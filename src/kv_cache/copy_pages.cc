@@ -59,7 +59,6 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                                               {"value_cache", value_cache},
                                               {"key_scale", options.key_scale},
                                               {"value_scale", options.value_scale}}));
-  PAGEFILL_RETURN_IF_ERROR(check_memory_of_cpu("copy_pages", "key_cache", key_cache));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(
       check_slot_scale("key_scale", options.key_scale, "key_cache", key_cache));
@@ -77,6 +76,11 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
   }
   const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
+  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
+  if (key_cache.device.type != DeviceType::kCpu) {
+    return where->backend->copy_pages(
+        {copies, key_cache, value_cache, options.key_scale, options.value_scale}, where->settings);
+  }
 
   const int64_t num_kv_heads = key_cache.shape[0];
   const int64_t bytes = num_slots * num_kv_heads * (key_cache.shape[3] + value_cache.shape[3]) *

@@ -39,6 +39,9 @@ void run_in_turn(void*, int64_t num_tasks, void (*task)(void*, int64_t), void* a
 struct Where {
   pagefill_executor executor = pagefill_executor_init();
   pagefill_call_report report = pagefill_call_report_init();
+  int32_t status_numbers[4] = {};
+  const int64_t status_shape[1] = {4};
+  pagefill_tensor status = pagefill_tensor_init(status_numbers, PAGEFILL_INT32, 1, status_shape);
   pagefill_context context = pagefill_context_init();
   std::unique_ptr<std::byte, decltype(&std::free)> workspace{nullptr, std::free};
 
@@ -51,6 +54,11 @@ struct Where {
     context.backend = bytes.PickValueInArray({"cpu", "reference", "cpu", "abacus"});
     if (Tensor::odd(bytes)) context.num_threads = bytes.ConsumeIntegral<int32_t>();
     context.report = &report;
+    // Of a device's calls only, so that any of them is an error here, and never followed.
+    if (Tensor::odd(bytes)) context.cuda_stream = &executor;
+    if (Tensor::odd(bytes)) context.cuda_max_chunk_size = bytes.ConsumeIntegral<int64_t>();
+    if (Tensor::odd(bytes)) context.cuda_max_context_len = bytes.ConsumeIntegral<int64_t>();
+    if (Tensor::odd(bytes)) context.cuda_status = &status;
   }
 
   // To the byte, so that a write behind it is seen.

@@ -18,6 +18,23 @@ struct Integers {
 #endif
 };
 
+// Quotients by a number that many threads divide by, as a product: right for 0 <= x < 2^31.
+struct Divisor {
+  uint32_t multiplier = 0;
+  int shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int32_t by) : shift(31) {
+    while (int64_t{1} << (shift - 31) < by) ++shift;  // the product is off by less than 1 / by
+    multiplier = static_cast<uint32_t>((uint64_t{1} << shift) / static_cast<uint32_t>(by) + 1);
+  }
+#ifdef __CUDACC__
+  __device__ int32_t quotient(int32_t x) const {
+    return static_cast<int32_t>(uint64_t{static_cast<uint32_t>(x)} * multiplier >> shift);
+  }
+#endif
+};
+
 // query, output or lse: element strides of a token and of a head.
 struct Rows {
   void* data = nullptr;
@@ -84,6 +101,7 @@ struct Arguments {
   int64_t max_chunk_size = 0, max_context_len = 0;
   int64_t total_num_pages = 0;
   int32_t max_pages = 0, page_size = 0;
+  Divisor page_size_divisor;
   int num_q_heads = 0, num_kv_heads = 0, group = 0;
   int num_value_parts = 1;  // of the value columns, each with tasks of its own
   int tile_rows = 0;        // rows of a row tile
@@ -127,6 +145,25 @@ struct AppendArguments {
   int num_kv_heads = 0;
   DType tokens_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
   int tokens_element_size = 0, cache_element_size = 0;
+};
+
+// The rows of a cache, or of its scales; in bytes.
+struct CopyRows {
+  char* data = nullptr;  // null: not given
+  int64_t head_stride = 0, page_stride = 0, slot_stride = 0;
+  int64_t row_bytes = 0;
+  int vector_bytes = 0;  // rows begin at, and are, multiples of it
+};
+
+// As many copies as fit a kernel's arguments; none needs another's result.
+struct CopyArguments {
+  static constexpr int kMaxCopies = 128;
+  struct Copy {
+    int32_t source, destination, num_slots;
+  };
+  CopyRows rows[4];  // keys, values, and their scales
+  int num_kv_heads = 0, num_copies = 0;
+  Copy copies[kMaxCopies];
 };
 
 struct MergeArguments {

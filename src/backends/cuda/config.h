@@ -21,8 +21,8 @@ inline constexpr int kSegmentKv = 16 * kTileKv;
 inline constexpr int kThreads = 128;
 inline constexpr int kWarpRows = 16;  // of mma.m16n8k16
 
-// Tables of KV tiles (where its keys lie, its scales) that are held at once: the present one, the two whose
-// loads are issued ahead, and one that is being filled in.
+// Tables of KV tiles (where its keys lie, its scales) that are held at once: of the present pair of tiles, and
+// of the next, which is filled in while the even one of the present is used.
 inline constexpr int kTables = 4;
 
 // Partial states of split sequences take at most this much workspace; sequences beyond it are not split.

@@ -89,6 +89,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.total_num_pages = p.key_cache.shape[1];
   a.max_pages = clamp_to_int32(p.page_table.shape[1]);
   a.page_size = clamp_to_int32(p.page_size);
+  a.page_size_divisor = cuda::Divisor(a.page_size);
   a.num_q_heads = static_cast<int>(p.num_q_heads);
   a.num_kv_heads = static_cast<int>(p.num_kv_heads);
   a.group = static_cast<int>(p.group);
@@ -131,6 +132,30 @@ cuda::AppendRows append_rows(const Transfer& t) {
   rows.chosen_slot_stride = t.chosen_scale.strides[2];
   rows.dim = static_cast<int>(t.cache.shape[3]);
   return rows;
+}
+
+cuda::CopyRows copy_rows(const MutableTensorView& view) {
+  if (!view.given()) return {};
+  const auto size = static_cast<int64_t>(dtype_size(view.dtype));
+  cuda::CopyRows rows{static_cast<char*>(view.data), view.strides[0] * size, view.strides[1] * size,
+                      view.strides[2] * size, (view.rank == 4 ? view.shape[3] : 1) * size};
+  uint64_t bits = reinterpret_cast<uintptr_t>(view.data) | 16;
+  for (const int64_t bytes : {rows.head_stride, rows.page_stride, rows.slot_stride, rows.row_bytes})
+    bits |= static_cast<uint64_t>(bytes);
+  rows.vector_bytes = static_cast<int>(bits & -bits);
+  return rows;
+}
+
+// A copy that reads or writes what an earlier one of these writes, or writes what it reads, has to wait.
+bool must_wait(const cuda::CopyArguments& a, const PageCopy& copy) {
+  for (int i = 0; i < a.num_copies; ++i) {
+    const auto& earlier = a.copies[i];
+    if (earlier.destination == copy.source || earlier.destination == copy.destination ||
+        earlier.source == copy.destination) {
+      return true;
+    }
+  }
+  return false;
 }
 
 std::string find_reason() {
@@ -208,6 +233,24 @@ class CudaBackend final : public Backend {
     PAGEFILL_RETURN_IF_ERROR(guard.status());
     return cuda::cuda_status(
         "append_kv", cuda::launch_append(a, static_cast<cudaStream_t>(settings.cuda.stream)));
+  }
+
+  Status copy_pages(const CopyProblem& p, const RunSettings& settings) const override {
+    const cuda::DeviceGuard guard(p.key_cache.device.index);
+    PAGEFILL_RETURN_IF_ERROR(guard.status());
+    const auto stream = static_cast<cudaStream_t>(settings.cuda.stream);
+    cuda::CopyArguments a;
+    a.rows[0] = copy_rows(p.key_cache), a.rows[1] = copy_rows(p.value_cache);
+    a.rows[2] = copy_rows(p.key_scale), a.rows[3] = copy_rows(p.value_scale);
+    a.num_kv_heads = static_cast<int>(p.key_cache.shape[0]);
+    for (const PageCopy& copy : p.copies) {
+      if (a.num_copies == cuda::CopyArguments::kMaxCopies || must_wait(a, copy)) {
+        PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("copy_pages", cuda::launch_copy(a, stream)));
+        a.num_copies = 0;
+      }
+      a.copies[a.num_copies++] = {copy.source, copy.destination, copy.num_slots};
+    }
+    return cuda::cuda_status("copy_pages", cuda::launch_copy(a, stream));
   }
 
   Status merge_states(const MergeProblem& p, const RunSettings& settings) const override {

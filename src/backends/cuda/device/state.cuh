@@ -19,7 +19,7 @@ inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 struct RowState {
-  float max = -kInfinity;  // of the scores, in units of log2
+  float max = -kInfinity;  // of the scores, in units of log2, or up to kMaxGrowth less
   float sum = 0;           // of 2^(score - max + weight_shift)
 };
 

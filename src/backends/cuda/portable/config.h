@@ -10,7 +10,7 @@
 
 namespace pagefill::cuda {
 
-// Where the keys of a KV tile lie; filled in two tiles ahead.
+// Where the keys of a KV tile lie; filled in two or three tiles ahead.
 struct TileTable {
   const char* keys[kTileKv];  // of what is not there, some address that is never read
   const char* values[kTileKv];
@@ -18,9 +18,9 @@ struct TileTable {
   float value_scale[kTileKv];
   uint32_t is_there[kTileKv / 32];  // a bit a key; others are zeros
   uint32_t is_bad[kTileKv / 32];    // its table entry is no page
-  // Of the tile as a whole: a row does not see all of it; some row takes a key that another does not, whose
-  // value must not reach the latter.
-  bool must_mask, must_select;
+  // Of each half of the tile, nonzero: a row does not see all of it, or an entry is bad; some row takes a
+  // key that another does not, whose value must not reach the latter.
+  uint8_t must_mask[kTileKv / 32], must_select[kTileKv / 32];
 };
 
 // RowKeys and Task, which device code alone knows.
@@ -33,6 +33,7 @@ struct Config {
   using Element = ElementType;
   static constexpr bool kIsFloat = std::is_same_v<Element, float>;
   static constexpr bool kIsStaged = kIsStaged_;
+  static constexpr bool kIsQuantised = kIsStaged && !kIsFloat;  // 8 bits an element
   // A scale may take a weight out of float16's range.
   using Value = std::conditional_t<kIsStaged && !kIsFloat, __nv_bfloat16, Element>;
   static constexpr int kValueCols = kValueCols_;  // value columns of a task, at most
@@ -71,9 +72,10 @@ struct SharedLayout {
   int task, tables, rows, exchange, quarters, staged, ring, weights, queries, size;
 };
 
+// Queries lie in pieces like keys', one after another: what a piece's product reads is at constants.
 template <class C>
-constexpr int query_row(int head_dim) {
-  return (head_dim + 63) / 64 * 64 + C::kPad;  // whole groups of 8 chunks
+constexpr int num_pieces(int dim) {
+  return (dim + C::kPiece - 1) / C::kPiece;
 }
 
 template <class C>
@@ -92,14 +94,18 @@ constexpr SharedLayout shared_layout(int tile_rows, int head_dim, int cache_elem
   // Maxima of each warp, and a quarter of the tile's sums of each thread.
   layout.exchange = take(C::kKeyWarps > 1 ? C::kKeyWarps * kWarpRows * 4 : 0);
   layout.quarters = take(C::kKeyWarps > 1 ? 2 * kThreads * 4 : 0);
-  layout.staged = take(C::kIsStaged ? kTileKv * C::kPieceRow * element : 0);
+  // A piece of 8 bits is converted while the one before it is used.
+  layout.staged = take((C::kIsQuantised ? 2
+                        : C::kIsStaged  ? 1
+                                        : 0) *
+                       kTileKv * C::kPieceRow * element);
   layout.ring =
       take(C::kStages * kTileKv * C::kPiece * (C::kIsStaged ? cache_element_size : element));
   // Weights go through shared memory where the warps of a row exchange them, or where a thread needs those
   // of other lanes one by one.
   const bool has_weights = C::kKeyWarps > 1 || C::kIsFloat;
   layout.weights = take(has_weights ? tile_rows * C::kWeightsRow * element : 0);
-  layout.queries = take(tile_rows * query_row<C>(head_dim) * element);
+  layout.queries = take(num_pieces<C>(head_dim) * tile_rows * C::kPieceRow * element);
   layout.size = at;
   return layout;
 }

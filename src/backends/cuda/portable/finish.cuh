@@ -55,10 +55,10 @@ __device__ __forceinline__ void state_of_first(const Block<C>& block, int m, Row
 }
 
 // A segment has ended and others follow: its part goes to the totals, and the block begins anew.
-template <class C>
+template <class C, int kBlocks>
 __device__ __forceinline__ void keep_segment(const Arguments& a, Block<C>& block, bool is_first) {
 #pragma unroll
-  for (int m = 0; m < C::kRowBlocks; ++m) {
+  for (int m = 0; m < kBlocks; ++m) {
     float4* const totals = totals_of<C>(a, m);
     RowState total[2];
     if (is_first) {
@@ -75,15 +75,15 @@ __device__ __forceinline__ void keep_segment(const Arguments& a, Block<C>& block
     block.max[m][0] = block.max[m][1] = -kInfinity;
     block.sums[m] = {};
   }
-  clear<C>(block.output);
+  clear(block.output);
 }
 
 // The last segment has ended.
-template <class C>
+template <class C, int kBlocks>
 __device__ __forceinline__ void end_segments(const Arguments& a, Block<C>& block, bool is_only,
                                              RowState (&totals)[C::kRowBlocks][2]) {
 #pragma unroll
-  for (int m = 0; m < C::kRowBlocks; ++m) {
+  for (int m = 0; m < kBlocks; ++m) {
     if (is_only) {
       state_of_first(block, m, totals[m]);
     } else {
@@ -93,12 +93,12 @@ __device__ __forceinline__ void end_segments(const Arguments& a, Block<C>& block
 }
 
 // Calls write(m, r, packed row, state) for each row of the task that the thread holds a part of.
-template <class C, typename Write>
+template <class C, int kBlocks, typename Write>
 __device__ __forceinline__ void for_each_row(const Task& task, const Place<C>& place,
                                              const RowState (&totals)[C::kRowBlocks][2],
                                              const Write& write) {
 #pragma unroll
-  for (int m = 0; m < C::kRowBlocks; ++m) {
+  for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = place.row(m, r);
@@ -108,12 +108,12 @@ __device__ __forceinline__ void for_each_row(const Task& task, const Place<C>& p
 }
 
 // The state of one segment of a split sequence, for combine.
-template <class C>
+template <class C, int kBlocks>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Task& task,
                                               const Place<C>& place, const Block<C>& block,
                                               const RowState (&totals)[C::kRowBlocks][2]) {
   const Workspace& w = a.workspace;
-  for_each_row<C>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
+  for_each_row<C, kBlocks>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
     const int64_t row =
         packed / a.group * a.num_q_heads + task.kv_head * a.group + packed % a.group;
     const int64_t state = task.plan->first_state + row * task.plan->num_segments + task.segment -
@@ -132,11 +132,11 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
   });
 }
 
-template <class C>
+template <class C, int kBlocks>
 __device__ __forceinline__ void write_output(const Arguments& a, const Task& task,
                                              const Place<C>& place, const Block<C>& block,
                                              const RowState (&totals)[C::kRowBlocks][2]) {
-  for_each_row<C>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
+  for_each_row<C, kBlocks>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
     const int64_t token = task.plan->query_start + packed / a.group;
     const int q_head = static_cast<int>(task.kv_head * a.group + packed % a.group);
     const Ending end = end_row(a, total, q_head);

@@ -81,38 +81,77 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   return task;
 }
 
-// The pieces of a task's tiles, one after another through a ring: copies are issued kStages - 1 pieces ahead.
+// The pieces of a task's tiles, one after another through a ring: two copies are under way while a piece is
+// used (one of float32; three where pieces are small). A new one goes to the place of the piece that was used
+// last; or, of a quantised cache, of the present one, which has been converted while its predecessor was used.
 template <class C>
 struct Pipeline {
   const Arguments& a;
   const Shared<C>& shared;
-  int key_pieces, value_pieces, first_value_col;
-  int issue_tile, issue_piece = 0, end_tile;
-  int issue_slot = 0, slot = 0;
+  int key_pieces, num_pieces;  // of keys, and of keys and values
+  int first_value_col;
+  int slot = 0;    // of the next piece
+  int parity = 0;  // of the place that it is converted to
 
-  __device__ __forceinline__ void issue() {
-    if (issue_tile < end_tile) {
-      const TileTable& table = shared.tables[issue_tile % kTables];
-      char* const piece = shared.ring + issue_slot * shared.piece_bytes;
-      const bool is_key = issue_piece < key_pieces;
+  static constexpr int kAheadPieces = C::kIsQuantised ? C::kStages : C::kStages - 1;
+
+  __device__ __forceinline__ void issue(int tile, int piece, int to_slot) {
+    while (piece >= num_pieces) piece -= num_pieces, ++tile;
+    if (tile * kTileKv < shared.task->any.end) {
+      const TileTable& table = shared.tables[tile % kTables];
+      const bool is_key = piece < key_pieces;
       copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
-                    is_key ? issue_piece * C::kPiece
-                           : first_value_col + (issue_piece - key_pieces) * C::kPiece,
-                    a.cache_element_size, piece);
-      if (++issue_piece == key_pieces + value_pieces) issue_piece = 0, ++issue_tile;
-      if (++issue_slot == C::kStages) issue_slot = 0;
+                    is_key ? piece * C::kPiece : first_value_col + (piece - key_pieces) * C::kPiece,
+                    a.cache_element_size, at(to_slot));
     }
     ptx::commit_copies();  // also where there is nothing more, so that groups count pieces
   }
 
-  // The next piece, for all threads of the block to see; its predecessor's place is free from here on.
-  __device__ __forceinline__ char* next() {
+  __device__ __forceinline__ void begin(int first_tile) {
+    for (int i = 0; i < kAheadPieces; ++i) issue(first_tile, i, i);
+    if constexpr (C::kIsQuantised) {
+      ptx::wait_for_copies<kAheadPieces - 1>();
+      __syncthreads();
+      widen(0, 0, 0);
+    }
+  }
+
+  // Piece `piece` of a tile, in the form that the products take, for all threads of the block to see.
+  __device__ __forceinline__ char* next(int tile, int piece) {
     ptx::wait_for_copies<C::kStages - 2>();
     __syncthreads();
-    char* const piece = shared.ring + slot * shared.piece_bytes;
+    const int before = slot == 0 ? C::kStages - 1 : slot - 1, now = slot;
     if (++slot == C::kStages) slot = 0;
-    issue();
-    return piece;
+    issue(tile, piece + kAheadPieces, C::kIsQuantised ? now : before);
+    if constexpr (C::kIsQuantised) {
+      widen(piece + 1 == num_pieces ? 0 : piece + 1, slot, parity ^ 1);
+      parity ^= 1;
+      return wide(parity ^ 1);
+    } else if constexpr (C::kIsStaged) {
+      stage_piece<C>(at(now), a.cache_dtype, a.cache_element_size,
+                     reinterpret_cast<float*>(shared.staged));
+      __syncthreads();
+      return shared.staged;
+    } else {
+      return at(now);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ char* at(int of_slot) const {
+    return shared.ring + of_slot * shared.piece_bytes;
+  }
+  __device__ __forceinline__ char* wide(int place) const {
+    return shared.staged + place * (kTileKv * C::kPiece * 2);
+  }
+  __device__ __forceinline__ void widen(int piece, int from_slot, int to_place) const {
+    using Element = typename C::Element;
+    using Value = typename C::Value;
+    if (std::is_same_v<Element, Value> || piece < key_pieces) {
+      widen_piece<Element>(at(from_slot), a.cache_dtype, wide(to_place));
+    } else {
+      widen_piece<Value>(at(from_slot), a.cache_dtype, wide(to_place));
+    }
   }
 };
 
@@ -124,19 +163,10 @@ struct Block {
   Outputs<C> output;
 };
 
-// Calls run with the number of row blocks that a warp has work for, as a constant.
-template <class C, typename Run>
-__device__ __forceinline__ void with_blocks(int num_blocks, const Run& run) {
-  if constexpr (C::kRowBlocks == 2) {
-    if (num_blocks == 2) return run(std::integral_constant<int, 2>());
-  }
-  if (num_blocks > 0) run(std::integral_constant<int, 1>());
-}
-
-template <class C>
-__device__ __forceinline__ void clear(Outputs<C>& output) {
+template <int kBlocks, int kCols>
+__device__ __forceinline__ void clear(float (&blocks)[kBlocks][kCols][4]) {
 #pragma unroll
-  for (auto& block : output) {
+  for (auto& block : blocks) {
 #pragma unroll
     for (auto& col : block) {
 #pragma unroll
@@ -154,10 +184,6 @@ struct Place {
         key_warp(threadIdx.x / 32 % C::kKeyWarps),
         lane(threadIdx.x % 32) {}
   __device__ int row(int m, int r) const { return m * C::kBlockStep + warp_row + lane / 4 + 8 * r; }
-  // Row blocks that hold some of so many rows.
-  __device__ int num_blocks(int num_rows) const {
-    return max(0, min(C::kRowBlocks, (num_rows - warp_row - 1 + C::kBlockStep) / C::kBlockStep));
-  }
   __device__ int first_score_col() const { return key_warp * C::kScoreCols; }
   __device__ int first_value_col() const { return key_warp * C::kPieceCols; }
   // Of the task's value columns.
@@ -214,57 +240,52 @@ __device__ __forceinline__ void take_weights(const Place<C>& place, const Shared
   }
 }
 
-// The piece in the form that the products take.
-template <class C, typename T>
-__device__ __forceinline__ char* staged(const Arguments& a, const Shared<C>& shared, char* piece) {
-  if constexpr (!C::kIsStaged) return piece;
-  stage_piece<C>(piece, a.cache_dtype, a.cache_element_size, reinterpret_cast<T*>(shared.staged));
-  __syncthreads();
-  return shared.staged;
-}
-
-template <class C, int kPiece>
+template <class C, int kBlocks, int kPiece>
 __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& shared,
-                                           const Place<C>& place, Pipeline<C>& pipeline,
-                                           Block<C>& block, PackedWeights<C>& packed,
-                                           int num_blocks, bool must_select, int tile_begin) {
+                                           const Place<C>& place, bool has_rows,
+                                           Pipeline<C>& pipeline, Block<C>& block,
+                                           PackedWeights<C>& packed, int tile) {
   if constexpr (kPiece < C::kValuePieces) {
     const int num_dims =
         a.values.dim - pipeline.first_value_col - kPiece * C::kPiece;  // may be 0 or less
     if (num_dims <= 0) return;
-    char* const piece = staged<C, typename C::Value>(a, shared, pipeline.next());
+    char* const piece = pipeline.next(tile, pipeline.key_pieces + kPiece);
     if constexpr (kPiece == 0 && C::kKeyWarps > 1) add_quarters<C>(shared.quarters, block.sums[0]);
     const auto attended = [&](int m, int r) { return shared.rows[place.row(m, r)].attended; };
+    const TileTable& table = shared.tables[tile % kTables];
+    const bool must_select = (table.must_select[0] | table.must_select[1]) != 0;
     if constexpr (C::kIsFloat) {
-      if (num_blocks > 0) {
+      if (has_rows) {
         const KeyInterval rows[2] = {attended(0, 0), attended(0, 1)};
         add_values_float<C, kPiece>(
             block.output[0],
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
-            reinterpret_cast<const float*>(piece), place.first_value_col(), must_select, tile_begin,
-            rows);
+            reinterpret_cast<const float*>(piece), place.first_value_col(), must_select,
+            tile * kTileKv, rows);
       }
     } else {
       if (kPiece == 0) take_weights(place, shared, packed[0]);
       if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
 #pragma unroll
-        for (int m = 0; m < C::kRowBlocks; ++m) {
-          if (m >= num_blocks) break;
+        for (int m = 0; m < kBlocks; ++m) {
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
           add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
-                                    tile_begin, rows);
+                                    tile * kTileKv, rows);
         }
         __syncthreads();
         remove_not_finite<C>(piece);
         __syncthreads();
       }
-      with_blocks<C>(num_blocks, [&](auto blocks) {
-        add_values_mma<C, kPiece, blocks>(block.output, packed, ptx::shared_address(piece),
-                                          num_dims, place.first_value_col());
-      });
+      constexpr int kCols = C::kPieceCols;
+      const uint32_t values = ptx::shared_address(piece);
+      if (kCols <= 8 || num_dims > 64) {
+        add_values_mma<C, kPiece, kBlocks, kCols>(block.output, packed, values,
+                                                  place.first_value_col());
+      } else {
+        add_values_mma<C, kPiece, kBlocks, 8>(block.output, packed, values, 0);
+      }
     }
-    add_values<C, kPiece + 1>(a, shared, place, pipeline, block, packed, num_blocks, must_select,
-                              tile_begin);
+    add_values<C, kBlocks, kPiece + 1>(a, shared, place, has_rows, pipeline, block, packed, tile);
   }
 }
 

@@ -20,61 +20,120 @@ __device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, 
   rows[row] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
 }
 
-// One KV tile: scores, weights, values.
-template <class C>
-__device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
-                                         const Place<C>& place, int tile, int32_t& entry_ahead,
-                                         int num_blocks, Pipeline<C>& pipeline, Block<C>& block) {
-  const TileTable& table = shared.tables[tile % kTables];
-  Scores<C> scores = {};
-#pragma unroll 1
-  for (int i = 0; i < pipeline.key_pieces; ++i) {
-    char* piece = pipeline.next();
-    if (i == 0) {
-      fill_table<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables[(tile + 2) % kTables]);
-      entry_ahead = read_entry(a, *shared.task, tile + 3);
+// The scores of one KV tile.
+template <class C, int kBlocks>
+__device__ __forceinline__ void compute_scores(const Arguments& a, const Shared<C>& shared,
+                                               const Place<C>& place, bool has_rows, int tile,
+                                               int32_t& entry_ahead, Pipeline<C>& pipeline,
+                                               Scores<C>& scores) {
+  const auto add_piece = [&](int i, auto is_first) {
+    const char* const piece = pipeline.next(tile, i);
+    if (is_first && tile % 2 == 0) {
+      fill_tables<C>(a, *shared.task, tile + 2, entry_ahead, shared.tables);
+      entry_ahead = read_entry(a, *shared.task, tile + 4);
     }
-    piece = staged<C, typename C::Element>(a, shared, piece);
-    if (num_blocks == 0) continue;
-    const int num_dims = min(C::kPiece, a.keys.dim - i * C::kPiece);
-    const int row_elements = query_row<C>(a.keys.dim);
-    const auto* const queries = shared.queries + place.warp_row * row_elements;
+    const int num_dims = a.keys.dim - i * C::kPiece;
+    const auto* const piece_queries = shared.queries + i * a.tile_rows * C::kPieceRow;
     if constexpr (C::kIsFloat) {
-      add_scores_float<C>(scores[0], queries + i * C::kPiece, row_elements, num_dims,
-                          reinterpret_cast<const float*>(piece), place.first_score_col());
+      if (!has_rows) return;
+      add_scores_float<C>(scores[0], piece_queries + place.warp_row * C::kPieceRow,
+                          min(C::kPiece, num_dims), reinterpret_cast<const float*>(piece),
+                          place.first_score_col());
     } else {
-      with_blocks<C>(num_blocks, [&](auto blocks) {
-        add_scores_mma<C, blocks>(scores, ptx::shared_address(queries), row_elements * 2,
-                                  i * C::kPiece / 8, num_dims, ptx::shared_address(piece),
-                                  place.first_score_col());
-      });
+      // A warp without rows computes what nobody reads, from queries that are there.
+      const int row = min(place.warp_row, a.tile_rows - kWarpRows);
+      const uint32_t queries = ptx::shared_address(piece_queries + row * C::kPieceRow);
+      const uint32_t keys = ptx::shared_address(piece);
+      if (C::kPiece == 64 || num_dims > 64) {  // zeros behind the last
+        add_scores_mma<C, kBlocks, C::kPiece / 64, is_first>(scores, queries, keys,
+                                                             place.first_score_col());
+      } else {
+        add_scores_mma<C, kBlocks, 1, is_first>(scores, queries, keys, place.first_score_col());
+      }
     }
-  }
+  };
+  if constexpr (C::kIsFloat) clear(scores);
+  add_piece(0, std::true_type());
+#pragma unroll 1
+  for (int i = 1; i < pipeline.key_pieces; ++i) add_piece(i, std::false_type());
+}
+
+// One KV tile: scores, weights, values. `has_rows`: this warp has some of the task's.
+template <class C, int kBlocks>
+__device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& shared,
+                                         const Place<C>& place, bool has_rows, int tile,
+                                         int32_t& entry_ahead, Pipeline<C>& pipeline,
+                                         Block<C>& block) {
+  Scores<C> scores;
   PackedWeights<C> packed;
-  const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
-  const bool is_masked = table.must_mask || (table.is_bad[0] | table.is_bad[1]) != 0;
-  with_blocks<C>(num_blocks, [&](auto blocks) {
+  compute_scores<C, kBlocks>(a, shared, place, has_rows, tile, entry_ahead, pipeline, scores);
+  if (!C::kIsFloat || has_rows) {
+    const TileTable& table = shared.tables[tile % kTables];
+    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+    const bool must_mask = (table.must_mask[0] | table.must_mask[1]) != 0;
+    const auto rows_of = [&](int m, int r) { return shared.rows[place.row(m, r)]; };
+    if (a.weight_factor == 1) {
 #pragma unroll
-    for (int m = 0; m < blocks; ++m) {
-      scale_scores<C>(a, table, first_key, scores[m]);
-      if (is_masked) {
-        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
+      for (int m = 0; m < kBlocks; ++m) scale_scores<C>(a, table, first_key, scores[m]);
+    }
+    if (must_mask) {
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
         mask_scores<C>(a, table, tile_begin, first_key, rows, scores[m]);
       }
     }
+    softmax<C, kBlocks>(a, shared.exchange, shared.quarters, block.max, block.sums, block.output,
+                        scores);
 #pragma unroll
-    for (int m = 0; m < blocks; ++m) {
-      softmax<C>(a, shared.exchange, shared.quarters, block.max[m], block.sums[m], block.output[m],
-                 scores[m]);
+    for (int m = 0; m < kBlocks; ++m) {
       if constexpr (C::kIsStaged) {
-        const RowKeys rows[2] = {shared.rows[place.row(m, 0)], shared.rows[place.row(m, 1)]};
-        scale_weights<C>(table, tile_begin, first_key, table.must_mask, rows, scores[m]);
+        if (a.values.scale != nullptr) scale_weights<C>(table, first_key, scores[m]);
+        if (must_mask) {
+          const RowKeys rows[2] = {rows_of(m, 0), rows_of(m, 1)};
+          remove_unseen<C>(tile_begin, first_key, rows, scores[m]);
+        }
       }
       place_weights<C>(place, shared, scores[m], packed[m]);
     }
-  });
-  add_values<C, 0>(a, shared, place, pipeline, block, packed, num_blocks, table.must_select,
-                   tile * kTileKv);
+  }
+  add_values<C, kBlocks, 0>(a, shared, place, has_rows, pipeline, block, packed, tile);
+}
+
+// All KV tiles of a task whose rows lie in the first kBlocks row blocks of the warps.
+template <class C, int kBlocks>
+__device__ __forceinline__ void run_tiles(const Arguments& a, const Shared<C>& shared,
+                                          const Place<C>& place, int first_tile, int end_tile,
+                                          int32_t entry_ahead) {
+  const Task& task = *shared.task;
+  const int first_col = task.value_part * C::kValueCols;
+  const int key_pieces = num_pieces<C>(a.keys.dim);
+  const int value_pieces = num_pieces<C>(min(C::kValueCols, a.values.dim - first_col));
+  Pipeline<C> pipeline{a, shared, key_pieces, key_pieces + value_pieces, first_col};
+  pipeline.begin(first_tile);
+
+  Block<C> block;
+#pragma unroll
+  for (int m = 0; m < C::kRowBlocks; ++m) block.max[m][0] = block.max[m][1] = -kInfinity;
+  clear(block.output);
+  const bool has_rows = place.warp_row < task.num_rows;
+  constexpr int kSegmentTiles = kSegmentKv / kTileKv;
+#pragma unroll 1
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    if (tile % kSegmentTiles == 0 && tile > first_tile) {
+      keep_segment<C, kBlocks>(a, block, tile - kSegmentTiles <= first_tile);
+    }
+    add_tile<C, kBlocks>(a, shared, place, has_rows, tile, entry_ahead, pipeline, block);
+  }
+  RowState totals[C::kRowBlocks][2];
+  const bool is_only = first_tile / kSegmentTiles == (end_tile - 1) / kSegmentTiles;
+  end_segments<C, kBlocks>(a, block, is_only || end_tile <= first_tile, totals);
+  ptx::wait_for_copies<0>();
+  if (task.segment >= 0) {
+    write_partial<C, kBlocks>(a, task, place, block, totals);
+  } else {
+    write_output<C, kBlocks>(a, task, place, block, totals);
+  }
 }
 
 template <class C>
@@ -83,49 +142,24 @@ __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& sh
   const Task& task = *shared.task;
   const int first_tile = task.any.begin / kTileKv;
   const int end_tile = (task.any.end - 1 + kTileKv) / kTileKv;
-  const int num_blocks = place.num_blocks(task.num_rows);
-
-  Block<C> block;
-#pragma unroll
-  for (int m = 0; m < C::kRowBlocks; ++m) block.max[m][0] = block.max[m][1] = -kInfinity;
-  clear<C>(block.output);
   find_rows<C>(a, task, shared.rows);
-  fill_table<C>(a, task, first_tile, read_entry(a, task, first_tile),
-                shared.tables[first_tile % kTables]);
-  fill_table<C>(a, task, first_tile + 1, read_entry(a, task, first_tile + 1),
-                shared.tables[(first_tile + 1) % kTables]);
-  int32_t entry_ahead = read_entry(a, task, first_tile + 2);
+  int even_tile = first_tile & ~1;
+  fill_tables<C>(a, task, even_tile, read_entry(a, task, even_tile), shared.tables);
+  even_tile += 2;
+  int32_t entry_ahead = read_entry(a, task, even_tile);
+  if (first_tile % 2 != 0) {  // else the first tile fills them in
+    fill_tables<C>(a, task, even_tile, entry_ahead, shared.tables);
+    entry_ahead = read_entry(a, task, even_tile + 2);
+  }
   load_queries<C>(a, task.plan->query_start, task.kv_head, task.first_row, task.num_rows,
                   shared.queries);
   __syncthreads();
-
-  const int first_col = task.value_part * C::kValueCols;
-  Pipeline<C> pipeline{a,
-                       shared,
-                       (a.keys.dim + C::kPiece - 1) / C::kPiece,
-                       (min(C::kValueCols, a.values.dim - first_col) + C::kPiece - 1) / C::kPiece,
-                       first_col,
-                       first_tile};
-  pipeline.end_tile = end_tile;
-  for (int i = 0; i < C::kStages - 1; ++i) pipeline.issue();
-
-  constexpr int kSegmentTiles = kSegmentKv / kTileKv;
-#pragma unroll 1
-  for (int tile = first_tile; tile < end_tile; ++tile) {
-    if (tile % kSegmentTiles == 0 && tile > first_tile) {
-      keep_segment<C>(a, block, tile - kSegmentTiles <= first_tile);
+  if constexpr (C::kRowBlocks == 2) {
+    if (task.num_rows <= C::kBlockStep) {
+      return run_tiles<C, 1>(a, shared, place, first_tile, end_tile, entry_ahead);
     }
-    add_tile<C>(a, shared, place, tile, entry_ahead, num_blocks, pipeline, block);
   }
-  RowState totals[C::kRowBlocks][2];
-  const bool is_only = first_tile / kSegmentTiles == (end_tile - 1) / kSegmentTiles;
-  end_segments<C>(a, block, is_only || end_tile <= first_tile, totals);
-  ptx::wait_for_copies<0>();
-  if (task.segment >= 0) {
-    write_partial<C>(a, task, place, block, totals);
-  } else {
-    write_output<C>(a, task, place, block, totals);
-  }
+  run_tiles<C, C::kRowBlocks>(a, shared, place, first_tile, end_tile, entry_ahead);
 }
 
 // The rows of tokens [begin, end), all heads: what lengths that make no sense come to.

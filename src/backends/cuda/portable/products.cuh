@@ -28,54 +28,53 @@ using Outputs = float[C::kRowBlocks][C::kOutputCols][4];
 template <class C>
 using PackedWeights = uint32_t[C::kRowBlocks][kTileKv / 16][4];
 
-// scores += queries * keys of one piece, for the first kBlocks row blocks; `queries` begins at the warp's
-// rows, `first_chunk` is the piece's first chunk of a query row.
-template <class C, int kBlocks>
-__device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queries,
-                                               int query_row_bytes, int first_chunk, int num_dims,
-                                               uint32_t keys, int first_col) {
+// scores += queries * keys of one piece, 64 * kParts dims of it, for the first kBlocks row blocks; of the first
+// piece, scores =. `queries` and `keys` are the addresses of the warp's first row and of the piece.
+template <class C, int kBlocks, int kParts, bool kIsFirst>
+__device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queries, uint32_t keys,
+                                               int first_col) {
   using T = typename C::Element;
+  constexpr int kRowBytes = C::kPiece * 2, kPairs = C::kScoreCols / 2;  // 16 keys a pair of columns
+  constexpr int kSteps = 4 * kParts, kCount = kSteps * kPairs;          // 16 dims a step
   const int lane = threadIdx.x % 32;
-  // Matrices of a: rows 0-7 and 8-15 of the first 8 dims, then of the next 8.
-  const int a_row = lane % 16, a_chunk = first_chunk + lane / 16;
-  // Matrices of b: keys 0-7 at dims 0-7 and 8-15, then keys 8-15.
-  const int b_row = first_col * 8 + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
-  constexpr int kSteps = 4,
-                kPairs = C::kScoreCols / 2;  // 16 dims a step, 16 keys a pair of columns
-  queries += a_row * query_row_bytes;
-  keys += b_row * C::kPiece * 2;
-  // 64 dims at once, zeros behind the last.
+  // Matrices of a: rows 0-7 and 8-15 of the first 8 dims, then of the next 8. Matrices of b: keys 0-7 at
+  // dims 0-7 and 8-15, then keys 8-15. A step's chunks are exchanged with the row's number like the first
+  // ones', so that the address of one is that of the first by a constant's exclusive or.
+  const int a_row = lane % 16, b_row = first_col * 8 + lane % 8 + lane / 16 * 8;
+  queries += a_row * kRowBytes + swizzled(lane / 16, a_row) * 16;
+  keys += b_row * kRowBytes + swizzled(lane / 8 % 2, b_row) * 16;
+  uint32_t q[2][kBlocks][4], k[kAhead + 1][4];
+  const auto load_queries = [&](int step) {
+    if (step >= kSteps) return;
 #pragma unroll
-  for (int part = 0; part < C::kPiece / 64; ++part) {
-    if (part * 64 >= num_dims) break;
-    uint32_t q[2][kBlocks][4], k[kAhead + 1][4];
-    const auto load_queries = [&](int step) {
+    for (int m = 0; m < kBlocks; ++m) {
+      ptx::load_matrices(q[step % 2][m], (queries ^ step % 4 * 32) + step / 4 * 128 +
+                                             m * C::kBlockStep * kRowBytes);
+    }
+  };
+  const auto load_keys = [&](int i) {
+    if (i >= kCount) return;
+    const int step = i / kPairs;
+    ptx::load_matrices(k[i % (kAhead + 1)],
+                       (keys ^ step % 4 * 32) + step / 4 * 128 + i % kPairs * 16 * kRowBytes);
+  };
+  load_queries(0);
 #pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        ptx::load_matrices(q[step % 2][m], queries + m * C::kBlockStep * query_row_bytes +
-                                               swizzled(part * 8 + step * 2 + a_chunk, a_row) * 16);
+  for (int i = 0; i < kAhead; ++i) load_keys(i);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int step = i / kPairs, col = i % kPairs * 2;
+    load_keys(i + kAhead);
+    if (i % kPairs == 0) load_queries(step + 1);
+    const uint32_t(&b)[4] = k[i % (kAhead + 1)];
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+      if (kIsFirst && step == 0) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores[m][col][e] = scores[m][col + 1][e] = 0;
       }
-    };
-    const auto load_keys = [&](int i) {
-      if (i >= kSteps * kPairs) return;
-      ptx::load_matrices(k[i % (kAhead + 1)],
-                         keys + i % kPairs * 16 * C::kPiece * 2 +
-                             swizzled(part * 8 + i / kPairs * 2 + b_chunk, b_row) * 16);
-    };
-    load_queries(0);
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_keys(i);
-#pragma unroll
-    for (int i = 0; i < kSteps * kPairs; ++i) {
-      const int step = i / kPairs, col = i % kPairs * 2;
-      load_keys(i + kAhead);
-      if (i % kPairs == 0 && step + 1 < kSteps) load_queries(step + 1);
-      const uint32_t(&b)[4] = k[i % (kAhead + 1)];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        ptx::mma<T>(scores[m][col], q[step % 2][m], b[0], b[1]);
-        ptx::mma<T>(scores[m][col + 1], q[step % 2][m], b[2], b[3]);
-      }
+      ptx::mma<T>(scores[m][col], q[step % 2][m], b[0], b[1]);
+      ptx::mma<T>(scores[m][col + 1], q[step % 2][m], b[2], b[3]);
     }
   }
 }
@@ -142,39 +141,34 @@ __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4
   }
 }
 
-// output += weights * values of piece kPiece, for the first kBlocks row blocks.
-template <class C, int kPiece, int kBlocks>
+// output += weights * values of piece kPiece, for the first kBlocks row blocks and the first kCols columns
+// that the warp has.
+template <class C, int kPiece, int kBlocks, int kCols>
 __device__ __forceinline__ void add_values_mma(Outputs<C>& output, const PackedWeights<C>& weights,
-                                               uint32_t values, int num_dims, int first_col) {
+                                               uint32_t values, int first_col) {
   using T = typename C::Value;
-  const int lane = threadIdx.x % 32;
+  constexpr int kRowBytes = C::kPiece * 2, kPairs = kCols / 2, kCount = kTileKv / 16 * kPairs;
   // Matrices: keys 0-7 and 8-15 at columns 0-7, then at columns 8-15.
-  const int b_row = lane % 16, b_chunk = first_col + lane / 16;
-  constexpr int kPartCols = C::kPieceCols < 8 ? C::kPieceCols : 8;  // at most 64 columns at once
-  constexpr int kPairs = kPartCols / 2, kCount = kTileKv / 16 * kPairs;
-  values += b_row * C::kPiece * 2;
+  const int row = threadIdx.x % 16, chunk = first_col + threadIdx.x % 32 / 16;
+  values += row * kRowBytes + swizzled(chunk, row) * 16;
+  uint32_t v[kAhead + 1][4];
+  const auto load_values = [&](int i) {
+    if (i >= kCount) return;
+    const int pair = i % kPairs;
+    ptx::load_matrices_transposed(v[i % (kAhead + 1)], (values ^ pair % 4 * 32) + pair / 4 * 128 +
+                                                           i / kPairs * 16 * kRowBytes);
+  };
 #pragma unroll
-  for (int part = 0; part < C::kPieceCols; part += kPartCols) {
-    if ((first_col + part) * 8 >= num_dims) break;
-    uint32_t v[kAhead + 1][4];
-    const auto load_values = [&](int i) {
-      if (i >= kCount) return;
-      ptx::load_matrices_transposed(v[i % (kAhead + 1)],
-                                    values + i / kPairs * 16 * C::kPiece * 2 +
-                                        swizzled(part + i % kPairs * 2 + b_chunk, b_row) * 16);
-    };
+  for (int i = 0; i < kAhead; ++i) load_values(i);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_values(i);
+  for (int i = 0; i < kCount; ++i) {
+    const int step = i / kPairs, col = kPiece * C::kPieceCols + i % kPairs * 2;
+    load_values(i + kAhead);
+    const uint32_t(&b)[4] = v[i % (kAhead + 1)];
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int step = i / kPairs, col = kPiece * C::kPieceCols + part + i % kPairs * 2;
-      load_values(i + kAhead);
-      const uint32_t(&b)[4] = v[i % (kAhead + 1)];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        ptx::mma<T>(output[m][col], weights[m][step], b[0], b[1]);
-        ptx::mma<T>(output[m][col + 1], weights[m][step], b[2], b[3]);
-      }
+    for (int m = 0; m < kBlocks; ++m) {
+      ptx::mma<T>(output[m][col], weights[m][step], b[0], b[1]);
+      ptx::mma<T>(output[m][col + 1], weights[m][step], b[2], b[3]);
     }
   }
 }
@@ -208,11 +202,11 @@ __device__ __forceinline__ void remove_not_finite(char* values) {
 
 template <class C>
 __device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][4],
-                                                 const float* queries, int query_row_elements,
-                                                 int num_dims, const float* keys, int first_col) {
+                                                 const float* queries, int num_dims,
+                                                 const float* keys, int first_col) {
   const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
-  const float* const q0 = queries + group * query_row_elements;
-  const float* const q1 = q0 + 8 * query_row_elements;
+  const float* const q0 = queries + group * C::kPieceRow;
+  const float* const q1 = q0 + 8 * C::kPieceRow;
   const float* const k = keys + (first_col * 8 + pair) * C::kPieceRow;
 #pragma unroll 2
   for (int d = 0; d < num_dims; d += 4) {

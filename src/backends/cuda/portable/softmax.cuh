@@ -6,27 +6,61 @@
 
 namespace pagefill::cuda {
 
-// Products to scores: scales, cap. In units of log2, but for what a.weight_factor is left to do.
+// cap_factor * tanh(x). Up to |x| = 0.6, where most scores lie, an odd polynomial of degree 9, off by
+// 3 * 2^-24, relative; beyond it 1 - 2 / (e^2x + 1), off by 6 * 2^-24 at most, as 2^-22 of ex2.approx counts
+// (1 - tanh^2) / 2 times and 2^-23 of rcp.approx 1 - tanh times.
+inline constexpr float kSmallTanh = 0.6f;
+
+__device__ __forceinline__ float small_tanh(float x, float cap_factor) {
+  const float u = __fmul_rn(x, x);
+  float p = __fmaf_rn(u, 0.015612612f, -0.05221179f);
+  p = __fmaf_rn(u, p, 0.13313116f);
+  p = __fmaf_rn(u, p, -0.33332598f);
+  return __fmul_rn(__fmul_rn(x, cap_factor), __fmaf_rn(u, p, 1.0f));
+}
+
+__device__ __forceinline__ float any_tanh(float x, float cap_factor) {
+  const float e = ptx::exp2_approx(__fmul_rn(x, 2 * CUDART_L2E_F));  // 0 or inf for the largest
+  const float inverse = ptx::reciprocal_approx(__fadd_rn(e, 1.0f));
+  const float large = __fmaf_rn(__fmul_rn(cap_factor, -2.0f), inverse, cap_factor);
+  return fabsf(x) < kSmallTanh ? small_tanh(x, cap_factor) : large;
+}
+
+// Products to scores: scales, cap. In units of log2.
 template <class C>
 __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable& table,
                                              int first_key, float (&scores)[C::kScoreCols][4]) {
-  if (a.weight_factor != 1) return;
   const int pair = threadIdx.x % 4 * 2;
+  float largest = 0;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
+    float factor[2] = {a.score_factor, a.score_factor};
     if constexpr (C::kIsStaged) {
-      const float* const scale = table.key_scale + first_key + col * 8 + pair;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], scale[e % 2]);
+      for (int e = 0; e < 2; ++e) {
+        factor[e] = __fmul_rn(table.key_scale[first_key + col * 8 + pair + e], a.score_factor);
+      }
     }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], a.score_factor);
+    for (int e = 0; e < 4; ++e) {
+      scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
+      largest = fmaxf(largest, fabsf(scores[col][e]));  // leaves NaN out, which either way keeps
+    }
   }
   if (a.cap_factor == 0) return;
+  // The same bits either way: where all are small, nothing else is computed.
+  if (!__any_sync(~0u, largest >= kSmallTanh)) {
 #pragma unroll
-  for (int col = 0; col < C::kScoreCols; ++col) {
+    for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(tanhf(scores[col][e]), a.cap_factor);
+      for (int e = 0; e < 4; ++e) scores[col][e] = small_tanh(scores[col][e], a.cap_factor);
+    }
+  } else {
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[col][e] = any_tanh(scores[col][e], a.cap_factor);
+    }
   }
 }
 
@@ -100,48 +134,67 @@ __device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCol
   return __fadd_rn(left, right);
 }
 
+// What weights are relative to is replaced where a score is 2^kMaxGrowth times as large, or more: float32 and
+// bfloat16 lose nothing by weights up to that, and after the first tile of a segment it is rare.
+inline constexpr float kMaxGrowth = 8;
+
 // Scores to weights; sums and outputs so far are rescaled to the new maximum. Where four warps share the
-// rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them.
-template <class C>
+// rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them. All row blocks at
+// once, so that one hides the other's latencies.
+template <class C, int kBlocks>
 __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, float* quarters,
-                                        float (&row_max)[2], Sums& sums,
-                                        float (&output)[C::kOutputCols][4],
-                                        float (&scores)[C::kScoreCols][4]) {
-  float max[2], rescale[2], reference[2];
-  tile_max<C>(scores, exchange, max);
+                                        float (&row_max)[C::kRowBlocks][2],
+                                        Sums (&sums)[C::kRowBlocks], Outputs<C>& output,
+                                        Scores<C>& scores) {
+  float rescale[kBlocks][2];
+  bool changes = false;
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float before = row_max[r];
-    row_max[r] = fmaxf(before, __fmul_rn(max[r], a.weight_factor));
-    reference[r] = reference_of(row_max[r]);
-    rescale[r] = ptx::exp2_approx(before - reference[r]);
-    reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
-  }
+  for (int m = 0; m < kBlocks; ++m) {
+    float max[2], reference[2];
+    tile_max<C>(scores[m], exchange, max);
 #pragma unroll
-  for (int col = 0; col < C::kScoreCols; ++col) {
+    for (int r = 0; r < 2; ++r) {
+      const float before = row_max[m][r], now = __fmul_rn(max[r], a.weight_factor);
+      row_max[m][r] = now > before + max_growth ? now : before;
+      reference[r] = reference_of(row_max[m][r]);
+      rescale[m][r] = ptx::exp2_approx(before - reference[r]);
+      reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+      changes |= !(rescale[m][r] == 1);
+    }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      scores[col][e] =
-          ptx::exp2_approx(__fmaf_rn(scores[col][e], a.weight_factor, -reference[e / 2]));
+    for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        scores[m][col][e] =
+            ptx::exp2_approx(__fmaf_rn(scores[m][col][e], a.weight_factor, -reference[e / 2]));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float& sum = sums[m].of[r];
+      sum = __fmul_rn(sum, rescale[m][r]);
+      if constexpr (C::kKeyWarps > 1) {
+        quarters[r * kThreads + threadIdx.x] = quarter_sum<C>(scores[m], 0, r);
+      } else {
+        const float low =
+            __fadd_rn(quarter_sum<C>(scores[m], 0, r), quarter_sum<C>(scores[m], 1, r));
+        const float high =
+            __fadd_rn(quarter_sum<C>(scores[m], 2, r), quarter_sum<C>(scores[m], 3, r));
+        sum = __fadd_rn(sum, __fadd_rn(low, high));
+      }
     }
   }
+  // A reference that stays is a factor of 1 exactly: left out for a whole warp, it changes no bit.
+  if (!__any_sync(~0u, changes)) return;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    if constexpr (C::kKeyWarps > 1) {
-      quarters[r * kThreads + threadIdx.x] = quarter_sum<C>(scores, 0, r);
-      sums.of[r] = __fmul_rn(sums.of[r], rescale[r]);
-    } else {
-      const float low = __fadd_rn(quarter_sum<C>(scores, 0, r), quarter_sum<C>(scores, 1, r));
-      const float high = __fadd_rn(quarter_sum<C>(scores, 2, r), quarter_sum<C>(scores, 3, r));
-      sums.of[r] = __fadd_rn(__fmul_rn(sums.of[r], rescale[r]), __fadd_rn(low, high));
+  for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+    for (int col = 0; col < C::kOutputCols; ++col) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        output[m][col][e] = __fmul_rn(output[m][col][e], rescale[m][e / 2]);
     }
-  }
-  // A maximum that stays is a factor of 1 exactly: left out for a whole warp, it changes no bit.
-  if (!__any_sync(~0u, !(rescale[0] == 1 && rescale[1] == 1))) return;
-#pragma unroll
-  for (int col = 0; col < C::kOutputCols; ++col) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) output[col][e] = __fmul_rn(output[col][e], rescale[e / 2]);
   }
 }
 
@@ -156,19 +209,30 @@ __device__ __forceinline__ void add_quarters(const float* quarters, Sums& sums) 
   }
 }
 
-// Weights times the scales of their values. What a row does not see may have any scale.
+// Weights times the scales of their values.
 template <class C>
-__device__ __forceinline__ void scale_weights(const TileTable& table, int tile_begin, int first_key,
-                                              bool must_select, const RowKeys (&rows)[2],
+__device__ __forceinline__ void scale_weights(const TileTable& table, int first_key,
                                               float (&weights)[C::kScoreCols][4]) {
-  const int pair = threadIdx.x % 4 * 2;
+  const float* const scales = table.value_scale + first_key + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      weights[col][e] = __fmul_rn(weights[col][e], scales[col * 8 + e % 2]);
+  }
+}
+
+// What a row does not see may have any scale.
+template <class C>
+__device__ __forceinline__ void remove_unseen(int tile_begin, int first_key,
+                                              const RowKeys (&rows)[2],
+                                              float (&weights)[C::kScoreCols][4]) {
+  const int key = tile_begin + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int in_tile = first_key + col * 8 + pair + e % 2;
-      const bool takes_part = !must_select || rows[e / 2].attended.contains(tile_begin + in_tile);
-      weights[col][e] = takes_part ? __fmul_rn(weights[col][e], table.value_scale[in_tile]) : 0.0f;
+      if (!rows[e / 2].attended.contains(key + col * 8 + e % 2)) weights[col][e] = 0;
     }
   }
 }

@@ -47,37 +47,6 @@ __device__ __forceinline__ void load_floats(const char* from, DType dtype, float
   }
 }
 
-// Two neighbouring floats of 8 bits.
-__device__ __forceinline__ float2 load_float8_pair(uint32_t bits, __nv_fp8_interpretation_t kind) {
-  return __half22float2(
-      __half2(__nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bits & 0xffffu), kind)));
-}
-
-// The same of shared memory, where 8 elements of 8 bits are aligned to 8 bytes: many at once.
-__device__ __forceinline__ void load_staged_floats(const char* from, DType dtype, float (&x)[8]) {
-  if (!is_quantised(dtype)) return load_floats(from, dtype, x);
-  const uint2 bits = *reinterpret_cast<const uint2*>(from);
-  if (dtype == DType::kInt8) {
-    // A byte behind the upper bits of 2^23 is the float 2^23 + byte; 128 more makes the byte unsigned.
-    constexpr uint32_t k2To23 = 0x4b000000u;
-    const uint32_t words[2] = {bits.x ^ 0x80808080u, bits.y ^ 0x80808080u};
-#pragma unroll
-    for (int d = 0; d < 8; ++d) {
-      const uint32_t byte = __byte_perm(words[d / 4], k2To23, 0x7650u + d % 4);
-      x[d] = __uint_as_float(byte) - (0x1p23f + 128);
-    }
-    return;
-  }
-  const __nv_fp8_interpretation_t kind = dtype == DType::kFloat8E4M3 ? __NV_E4M3 : __NV_E5M2;
-#pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    const uint32_t word = pair < 2 ? bits.x : bits.y;
-    const float2 two = load_float8_pair(word >> (pair % 2 * 16), kind);
-    x[2 * pair] = two.x;
-    x[2 * pair + 1] = two.y;
-  }
-}
-
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high);
 template <>
@@ -89,6 +58,68 @@ template <>
 __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Two elements of 8 bits, bytes 0 and 1 (or 2 and 3) of a word, as two 16-bit numbers of the same value.
+template <typename T, DType kDType, int kHalf>
+__device__ __forceinline__ uint32_t widened(uint32_t word) {
+  if constexpr (kDType == DType::kInt8) {
+    constexpr uint32_t kBytes = kHalf == 0 ? 0x4140u : 0x4342u;
+    if constexpr (std::is_same_v<T, __half>) {
+      // A byte behind the upper bits of 2^10 is 2^10 + byte; 128 more makes the byte unsigned.
+      const uint32_t biased = __byte_perm(word ^ 0x80808080u, 0x64646464u, kBytes);
+      const __half2 x = __hsub2(reinterpret_cast<const __half2&>(biased),
+                                __half2(__ushort_as_half(0x6480), __ushort_as_half(0x6480)));
+      return reinterpret_cast<const uint32_t&>(x);
+    } else {
+      // Behind the upper bits of 2^7, which has 7 bits of mantissa, 7 bits are 2^7 + bits, and the sign's
+      // makes 2^8 of it: the difference is the byte.
+      const uint32_t both = __byte_perm(word, 0x43434343u, kBytes);
+      const uint32_t bits = both & 0xff7fff7fu, sign = both & 0xff80ff80u;
+      const __nv_bfloat162 x = __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits),
+                                       reinterpret_cast<const __nv_bfloat162&>(sign));
+      return reinterpret_cast<const uint32_t&>(x);
+    }
+  } else {
+    constexpr auto kKind = kDType == DType::kFloat8E4M3 ? __NV_E4M3 : __NV_E5M2;
+    const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(
+        static_cast<__nv_fp8x2_storage_t>(kHalf == 0 ? word & 0xffffu : word >> 16), kKind);
+    if constexpr (std::is_same_v<T, __half>) return raw.x | static_cast<uint32_t>(raw.y) << 16;
+    const float2 x = __half22float2(__half2(raw));
+    return pack<T>(x.x, x.y);
+  }
+}
+
+template <typename T, DType kDType>
+__device__ __forceinline__ void widen_piece(const char* piece, char* wide) {
+  constexpr int kPiece = 128;
+  const int first_row = threadIdx.x / 4, first_chunk = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < kTileKv * kPiece / 16 / kThreads; ++i) {
+    const int row = first_row + i % 2 * 32, chunk = first_chunk + i / 2 * 4;
+    const uint4 x =
+        *reinterpret_cast<const uint4*>(piece + row * kPiece + place_of_8_bits(chunk, row) * 16);
+    char* const to = wide + row * kPiece * 2;
+    *reinterpret_cast<uint4*>(to + swizzled(2 * chunk, row) * 16) = {
+        widened<T, kDType, 0>(x.x), widened<T, kDType, 1>(x.x), widened<T, kDType, 0>(x.y),
+        widened<T, kDType, 1>(x.y)};
+    *reinterpret_cast<uint4*>(to + swizzled(2 * chunk + 1, row) * 16) = {
+        widened<T, kDType, 0>(x.z), widened<T, kDType, 1>(x.z), widened<T, kDType, 0>(x.w),
+        widened<T, kDType, 1>(x.w)};
+  }
+}
+
+// A piece of 8 bits that has arrived, as 16-bit numbers, exactly.
+template <typename T>
+__device__ __forceinline__ void widen_piece(const char* piece, DType dtype, char* wide) {
+  switch (dtype) {
+    case DType::kInt8:
+      return widen_piece<T, DType::kInt8>(piece, wide);
+    case DType::kFloat8E4M3:
+      return widen_piece<T, DType::kFloat8E4M3>(piece, wide);
+    default:
+      return widen_piece<T, DType::kFloat8E5M2>(piece, wide);
+  }
 }
 
 // 8 elements of a row of 16-bit numbers, in their exchanged place, or of float32.
@@ -104,16 +135,16 @@ __device__ __forceinline__ void store_chunk(T* rows, int row, int chunk, const f
   }
 }
 
-// A piece that has arrived, converted.
-template <class C, typename T>
+// A piece that has arrived, as float32.
+template <class C>
 __device__ __forceinline__ void stage_piece(const char* piece, DType dtype, int element_size,
-                                            T* staged) {
+                                            float* staged) {
   constexpr int kChunks = C::kPiece / 8;
 #pragma unroll 2
   for (int i = threadIdx.x; i < kTileKv * kChunks; i += kThreads) {
     float x[8];
-    load_staged_floats(piece + i * 8 * element_size, dtype, x);
-    store_chunk<T, C::kPieceRow>(staged, i / kChunks, i % kChunks, x);
+    load_floats(piece + i * 8 * element_size, dtype, x);
+    store_chunk<float, C::kPieceRow>(staged, i / kChunks, i % kChunks, x);
   }
 }
 
@@ -124,11 +155,13 @@ __device__ __forceinline__ void load_queries(const Arguments& a, int64_t query_s
                                              int64_t first_row, int num_rows,
                                              typename C::Element* queries) {
   using Element = typename C::Element;
-  const int row_elements = query_row<C>(a.keys.dim) - C::kPad, chunks = row_elements / 8;
+  constexpr int kChunks = C::kPiece / 8;
+  const int chunks = num_pieces<C>(a.keys.dim) * kChunks;
   const int element_size = a.query_dtype == DType::kFloat32 ? 4 : 2;
 #pragma unroll 2
   for (int i = threadIdx.x; i < a.tile_rows * chunks; i += kThreads) {
     const int row = i / chunks, chunk = i % chunks;
+    Element* const piece = queries + chunk / kChunks * a.tile_rows * C::kPieceRow;
     const bool is_there = row < num_rows && chunk * 8 < a.keys.dim;
     const int64_t packed = first_row + row;
     const int64_t at = (query_start + packed / a.group) * a.query.token_stride +
@@ -136,23 +169,14 @@ __device__ __forceinline__ void load_queries(const Arguments& a, int64_t query_s
     const char* const from = static_cast<const char*>(a.query.data) + at * element_size;
     if constexpr (!std::is_same_v<Element, float>) {
       if (a.query.vector_bytes >= 16) {  // bits as they are
-        *reinterpret_cast<uint4*>(queries + row * row_elements + swizzled(chunk, row) * 8) =
+        *reinterpret_cast<uint4*>(piece + row * C::kPieceRow + swizzled(chunk % kChunks, row) * 8) =
             is_there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
         continue;
       }
     }
     float x[8] = {};
     if (is_there) load_floats(from, a.query_dtype, x);
-    if constexpr (std::is_same_v<Element, float>) {
-      float4* const to =
-          reinterpret_cast<float4*>(queries + row * (row_elements + C::kPad) + chunk * 8);
-      to[0] = {x[0], x[1], x[2], x[3]};
-      to[1] = {x[4], x[5], x[6], x[7]};
-    } else {
-      *reinterpret_cast<uint4*>(queries + row * row_elements + swizzled(chunk, row) * 8) = {
-          pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]),
-          pack<Element>(x[6], x[7])};
-    }
+    store_chunk<Element, C::kPieceRow>(piece, row, chunk % kChunks, x);
   }
 }
 

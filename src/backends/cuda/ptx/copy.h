@@ -23,6 +23,12 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool i
   }
 }
 
+// 16 bytes, of which `size` are read, and the others written as zeros.
+__device__ __forceinline__ void copy_async_some(uint32_t to, const void* from, int size) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size)
+               : "memory");
+}
+
 // 16 bytes, all of which are there.
 __device__ __forceinline__ void copy_async_whole(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
