@@ -193,7 +193,7 @@ def test_a_traced_number_is_a_type_error_that_names_it():
     ("length", "kind", "message"),
     [
         (True, TypeError, "context_len: expected an integer, got True"),
-        (2**31, ValueError, "context_len: expected at most 2147483647, got 2147483648"),
+        (2**31, ValueError, "context_len: expected an integer of 32 bits, got 2147483648"),
         (1.5, TypeError, "context_len: expected dtype int32"),
     ],
 )

@@ -34,8 +34,20 @@ def _find() -> Path:
     return path
 
 
+def load(path: Path) -> ctypes.CDLL:
+    """The shared library, or an error that says who named the file."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # the loader's words; of no fixed form
+        whose = f"of the variable {_VARIABLE}" if _VARIABLE in os.environ else "of this installation"
+        raise ImportError(
+            f"pagefill: expected the library {whose} at {path} to be one for this machine, "
+            f"got: {error}"
+        ) from None
+
+
 PATH = _find()
-lib = ctypes.CDLL(str(PATH))
+lib = load(PATH)
 
 for _name in ("last_error_message", "version", "dtype_name"):
     getattr(lib, f"pagefill_{_name}").restype = ctypes.c_char_p

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pagefill._c import structs
+from pagefill._c import dtypes, structs
 from pagefill._c.library import DTYPES, check, lib
 
 Shape = tuple[Any, ...]
@@ -80,7 +80,7 @@ class Shapes:
     def _pack(name: str, aval: jax.core.ShapedArray, shape: Shape, address: int) -> bytes:
         code = DTYPES.get(aval.dtype.name)
         if code is None:
-            raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {aval.dtype.name}")
+            raise dtypes.unknown_dtype(name, aval.dtype.name)
         if len(shape) > structs.MAX_RANK:
             raise ValueError(
                 f"{name}: expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"

@@ -53,6 +53,19 @@ def prefill_page_attention(
 ) -> State: ...
 
 
+@overload
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> jax.Array | State: ...
+
+
 def prefill_page_attention(
     query: jax.Array,
     key_cache: jax.Array,
@@ -152,6 +165,20 @@ def ragged_page_attention(
     return_lse: Literal[True],
     **options: Unpack[Options],
 ) -> State: ...
+
+
+@overload
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> jax.Array | State: ...
 
 
 def ragged_page_attention(

@@ -13,9 +13,20 @@ from pagefill._c.library import check, lib
 from pagefill._c.options import real
 from pagefill._c.outputs import NAMES
 from pagefill._c.structs import attention_options
-from pagefill.torch import _fake
+from pagefill.torch import _fake, _workspace
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, new_view, optional_view, view
+from pagefill.torch._views import (
+    cpu_context,
+    cuda_context,
+    mark_written,
+    new_view,
+    optional_view,
+    unread_int32,
+    view,
+)
+
+_c_prefill = lib.pagefill_prefill_page_attention
+_c_ragged = lib.pagefill_ragged_page_attention
 
 _CACHES = "Tensor query, Tensor key_cache, Tensor value_cache"
 _SEQUENCE = "Tensor context_len, Tensor page_indices"
@@ -25,8 +36,11 @@ _OPTIONS = (
     "float? softmax_scale=None, float? mask_value=None, float? attn_logits_soft_cap=None, "
     "SymInt? sliding_window=None, Tensor? sinks=None, Tensor? kv_start=None, "
     "Tensor? key_scale=None, Tensor? value_scale=None, "
-    "int? num_threads=None, str? backend=None, str? cpu_target=None"
+    "int? num_threads=None, str? backend=None, str? cpu_target=None, "
+    "SymInt? max_chunk_size=None, SymInt? max_context_len=None"
 )
+
+_STATUS = "Tensor(c!)? status=None"  # of the operator that writes anyway: the others stay functions
 
 
 def _options(
@@ -51,7 +65,7 @@ def _options(
 _options_of_numbers = lru_cache(maxsize=1024)(_options)
 
 
-def _options_and_context(
+def _options_of(
     softmax_scale: float | None = None,
     mask_value: float | None = None,
     attn_logits_soft_cap: float | None = None,
@@ -60,19 +74,20 @@ def _options_and_context(
     kv_start: Tensor | None = None,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
-    *where: Any,
-) -> tuple[bytes | None, bytes | None]:
+) -> bytes | None:
     numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
     if sinks is kv_start is key_scale is value_scale is None:
-        return _options_of_numbers(*numbers), context(*where)
-    options = _options(
+        return _options_of_numbers(*numbers)
+    return _options(
         *numbers,
         optional_view("sinks", sinks),
         optional_view("kv_start", kv_start),
         optional_view("key_scale", key_scale),
         optional_view("value_scale", value_scale),
     )
-    return options, context(*where)
+
+
+_NUM_OPTIONS = 8  # those of _options_of; what a call is given behind them says where it runs
 
 
 def _prefill(
@@ -85,21 +100,26 @@ def _prefill(
     page_indices: Tensor,
     *rest: Any,
 ) -> None:
-    options, where = _options_and_context(*rest) if rest else (None, context())
-    check(
-        lib.pagefill_prefill_page_attention(
-            view("query", query),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
-            view("context_len", context_len),
-            view("page_indices", page_indices),
-            options,
-            out,
-            out_lse,
-            where,
-        ),
-        NAMES,
+    options = _options_of(*rest[:_NUM_OPTIONS]) if rest else None
+    where = rest[_NUM_OPTIONS:]
+    caches = (
+        view("query", query),
+        view("key_cache", key_cache),
+        view("value_cache", value_cache),
     )
+    length, pages = view("context_len", context_len), view("page_indices", page_indices)
+    if query.is_cuda:
+        device = query.get_device()
+        batch = (
+            unread_int32(2, device=device),  # query_starts
+            length,
+            unread_int32(1, *page_indices.shape, device=device),
+        )
+        held = _workspace.allocate(query, (*caches, *batch), options, rest, out, out_lse)
+        run = cuda_context(device, *where, workspace=held)
+    else:
+        run = cpu_context(*where)
+    check(_c_prefill(*caches, length, pages, options, out, out_lse, run), NAMES)
 
 
 def _ragged(
@@ -113,22 +133,22 @@ def _ragged(
     page_table: Tensor,
     *rest: Any,
 ) -> None:
-    options, where = _options_and_context(*rest) if rest else (None, context())
-    check(
-        lib.pagefill_ragged_page_attention(
-            view("query", query),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
-            view("query_starts", query_starts),
-            view("context_lens", context_lens),
-            view("page_table", page_table),
-            options,
-            out,
-            out_lse,
-            where,
-        ),
-        NAMES,
+    options = _options_of(*rest[:_NUM_OPTIONS]) if rest else None
+    where = rest[_NUM_OPTIONS:]
+    tensors = (
+        view("query", query),
+        view("key_cache", key_cache),
+        view("value_cache", value_cache),
+        view("query_starts", query_starts),
+        view("context_lens", context_lens),
+        view("page_table", page_table),
     )
+    if query.is_cuda:
+        held = _workspace.allocate(query, tensors, options, rest, out, out_lse)
+        run = cuda_context(query.get_device(), *where, workspace=held)
+    else:
+        run = cpu_context(*where)
+    check(_c_ragged(*tensors, options, out, out_lse, run), NAMES)
 
 
 def _empty_output(query: Tensor, value_cache: Tensor) -> Tensor:
@@ -189,7 +209,8 @@ def _define(
 
     def out(out: Tensor, out_lse: Tensor | None, *rest: Any) -> None:
         run(view("out", out), optional_view("out_lse", out_lse), *rest)
-        mark_written(out, out_lse)
+        status = rest[num_inputs] if len(rest) > num_inputs else None
+        mark_written(out, out_lse, status)
 
     def fake_plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
         check_fake(None, None, query, key_cache, value_cache, *rest)
@@ -199,11 +220,12 @@ def _define(
         return fake_plain(query, key_cache, value_cache, *rest), new_lse(query)
 
     inputs = f"{_CACHES}, {metadata}, {_OPTIONS}"
+    num_inputs = inputs.count(",") + 1
     outputs = "Tensor(a!) out, Tensor(b!)? out_lse"
     return Operators(
         define(name, inputs, "Tensor", plain, fake_plain),
         define(f"{name}_lse", inputs, "(Tensor, Tensor)", with_lse, fake_with_lse),
-        define(f"{name}_out", f"{outputs}, {inputs}", "()", out, check_fake),
+        define(f"{name}_out", f"{outputs}, {inputs}, {_STATUS}", "()", out, check_fake),
         new_output,
         new_lse,
     )
