@@ -119,4 +119,5 @@ pagefill.prefill_page_attention(x, cache, cache, "1", [0])  # type: ignore[arg-t
 def test_the_package_is_whole_and_small() -> None:
     assert (PACKAGE / "py.typed").is_file()
     size = sum(file.stat().st_size for file in PACKAGE.rglob("*"))
-    assert size < 10e6
+    has_cuda = any(backend.memory == "cuda" for backend in pagefill.list_backends())
+    assert size < (100e6 if has_cuda else 10e6)
