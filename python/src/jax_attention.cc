@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -177,12 +178,14 @@ ffi::Error on_cuda(void* stream, ffi::ScratchAllocator* scratch, ffi::AnyBuffer 
       return error_of(status);
     }
     if (size > 0) {
-      const std::optional<void*> memory = scratch->Allocate(size, PAGEFILL_WORKSPACE_ALIGNMENT);
+      // XLA refuses to be asked for more than 16, so what is missing is made up for here.
+      size_t space = size + PAGEFILL_WORKSPACE_ALIGNMENT;
+      std::optional<void*> memory = scratch->Allocate(space);
       if (!memory.has_value()) {
         return {ffi::ErrorCode::kResourceExhausted,
                 "workspace: expected " + std::to_string(size) + " bytes of XLA, got none"};
       }
-      context.set_workspace(*memory, size);
+      context.set_workspace(std::align(PAGEFILL_WORKSPACE_ALIGNMENT, size, *memory, space), size);
     }
   }
   return error_of(call.run(context.get()));

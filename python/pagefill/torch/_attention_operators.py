@@ -110,12 +110,13 @@ def _prefill(
     length, pages = view("context_len", context_len), view("page_indices", page_indices)
     if query.is_cuda:
         device = query.get_device()
-        batch = (
-            unread_int32(2, device=device),  # query_starts
-            length,
-            unread_int32(1, *page_indices.shape, device=device),
-        )
-        held = _workspace.allocate(query, (*caches, *batch), options, rest, out, out_lse)
+
+        def ragged() -> tuple[bytes, ...]:
+            starts = unread_int32(2, device=device)
+            return *caches, starts, length, unread_int32(1, *page_indices.shape, device=device)
+
+        tensors = (*caches, length, pages)
+        held = _workspace.allocate(query, tensors, ragged, options, rest, out, out_lse)
         run = cuda_context(device, *where, workspace=held)
     else:
         run = cpu_context(*where)
@@ -144,7 +145,7 @@ def _ragged(
         view("page_table", page_table),
     )
     if query.is_cuda:
-        held = _workspace.allocate(query, tensors, options, rest, out, out_lse)
+        held = _workspace.allocate(query, tensors, lambda: tensors, options, rest, out, out_lse)
         run = cuda_context(query.get_device(), *where, workspace=held)
     else:
         run = cpu_context(*where)

@@ -143,13 +143,14 @@ def cuda_context(
     """On torch's current stream of that device."""
     if num_threads is not None:
         no_threads(num_threads)
+    chosen = None if backend is cpu_target is None else options.context(None, backend, cpu_target)
     return structs.on_cuda(
-        options.context(None, backend, cpu_target),
+        chosen,
         _raw_stream(device),
         max_chunk_size or 0,
         max_context_len or 0,
-        optional_view("status", status),
-        *((workspace.data_ptr(), workspace.numel()) if workspace is not None else ()),
+        None if status is None else view("status", status),
+        *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
     )
 
 

@@ -3,6 +3,7 @@ its own, so that it can be captured into a graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref, c_size_t
 from typing import Any
 
@@ -21,31 +22,32 @@ _MOST_SIZES = 4096
 def allocate(
     query: Tensor,
     tensors: tuple[bytes, ...],
+    ragged: Callable[[], tuple[bytes, ...]],
     options: bytes | None,
     rest: tuple[Any, ...],
     out: bytes,
     out_lse: bytes | None,
 ) -> Tensor | None:
-    """Memory for the ragged call of these tensors; None where the call needs none, or will say itself
-    what is wrong. `rest` are the operator's arguments behind its metadata: numbers, tensors or
+    """Memory for a call of these tensors, of which `ragged` makes those of the ragged call; None where
+    the call needs none, or will say itself what is wrong. `rest` are the operator's arguments behind its metadata: numbers, tensors or
     None, names and maxima.
 
     The size depends on layouts, numbers and the device, never on what the tensors hold, so that it
     is asked for once."""
-    key = (
-        query.get_device(),
-        *map(layout_of, tensors),
-        *(None if isinstance(value, Tensor) else value for value in rest),
-        *(tuple(value.shape) for value in rest if isinstance(value, Tensor)),
-        out_lse is None,
-    )
+    # A layout says the device as well.
+    key = (*map(layout_of, tensors), out_lse is None, *(map(_described, rest) if rest else ()))
     size = _sizes.get(key)
     if size is None:
         asked = c_size_t()
         where = cuda_context(query.get_device(), *rest[8:])
-        if _size_of(*tensors, options, out, out_lse, where, byref(asked)):
+        if _size_of(*ragged(), options, out, out_lse, where, byref(asked)):
             return None
         if len(_sizes) >= _MOST_SIZES:
             _sizes.clear()
         size = _sizes[key] = asked.value
     return torch.empty(size, dtype=torch.uint8, device=query.device) if size else None
+
+
+def _described(value: Any) -> Any:
+    """What the size may depend on."""
+    return value.shape if isinstance(value, Tensor) else value
