@@ -1,6 +1,6 @@
-"""What a call on a GPU costs its thread beyond the C interface, called through ctypes with arguments
-prepared once. A call only enqueues, so the time is that until it comes back; the GPU is waited for
-between blocks. `python bench/python_overhead_cuda.py`, with pagefill built with CUDA."""
+"""What a call on a GPU costs its thread beyond the C interface, called through ctypes with
+arguments prepared once. A call only enqueues, so the time is that until it comes back; the GPU is
+waited for between blocks. `python bench/python_overhead_cuda.py`, with pagefill built with CUDA."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class Target(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """A backend that was compiled in. `reason`: why it is not available; else "". `memory`: whose it
-    works on, "cpu" or "cuda"."""
+    """A backend that was compiled in. `reason`: why it is not available; else "". `memory`: whose
+    it works on, "cpu" or "cuda"."""
 
     name: str
     description: str

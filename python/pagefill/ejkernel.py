@@ -3,8 +3,8 @@
 ejkernel looks kernels up in a registry, by platform and backend, and takes the one of the highest
 priority. On a CPU it asks for the platform XLA and the backend "any", so that is where pagefill
 stands; on an NVIDIA GPU it asks for the platform CUDA where somebody has a kernel for it, so there
-pagefill stands too, where it was built with CUDA. Where JAX's default backend is one that pagefill does
-not run on, it hands the call on to what ejkernel would have taken.
+pagefill stands too, where it was built with CUDA. Where JAX's default backend is one that pagefill
+does not run on, it hands the call on to what ejkernel would have taken.
 """
 
 from __future__ import annotations

@@ -94,7 +94,10 @@ def test_scratch_memory_gives_the_same_bits(monkeypatch):
     operands = on_gpu(ragged_problem())
     single = on_gpu(problem(context=5000, page_size=528).arguments)
     window = {"sliding_window": 4321}  # compiled for this test alone
-    want = pagefill.jax.ragged_page_attention(*operands), pagefill.jax.prefill_page_attention(*single)
+    want = (
+        pagefill.jax.ragged_page_attention(*operands),
+        pagefill.jax.prefill_page_attention(*single),
+    )
     monkeypatch.setattr(_attention, "cuda_workspace", lambda *arguments: None)
     got = pagefill.jax.ragged_page_attention(*operands, **window)
     assert bits(got) == bits(want[0])
@@ -223,7 +226,8 @@ import numpy as np, jax, jax.numpy as jnp
 import pagefill.jax
 from jax_support import problem
 from cases import bits
-query, keys, values, _, pages = map(jnp.asarray, problem(chunk=1, context=5000, page_size=528).arguments)
+case = problem(chunk=1, context=5000, page_size=528)
+query, keys, values, _, pages = map(jnp.asarray, case.arguments)
 starts = jnp.array([0, 1], jnp.int32)
 tokens = jnp.ones((2, 1, 2, 64))
 

@@ -90,8 +90,8 @@ def test_append_and_merge_are_lowered_for_cuda():
     assert targets(text) == ["pagefill_append_kv"]
     assert text.count("output_operand_alias<") == 2
     lse = jax.ShapeDtypeStruct((8, 4), jnp.float32)
-    merge = (ROWS, lse, ROWS, lse)
-    assert targets(lowered(pagefill.jax.merge_attention_states, merge, "cuda")) == ["pagefill_merge"]
+    text = lowered(pagefill.jax.merge_attention_states, (ROWS, lse, ROWS, lse), "cuda")
+    assert targets(text) == ["pagefill_merge"]
 
 
 def test_shapes_that_stay_open_are_exported_for_cuda():

@@ -29,9 +29,13 @@ def _find() -> Path:
     named = os.environ.get(_VARIABLE)
     path = LIBRARY_FOLDER / "libpagefill.so" if named is None else Path(named)
     if not path.is_file():
-        whose = "of this installation" if named is None else f"of the variable {_VARIABLE}"
-        raise ImportError(f"pagefill: expected the library {whose} at {path}, got no such file")
+        raise ImportError(f"pagefill: expected the library {_whose()} at {path}, got no such file")
     return path
+
+
+def _whose() -> str:
+    named = _VARIABLE in os.environ
+    return f"of the variable {_VARIABLE}" if named else "of this installation"
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -39,9 +43,8 @@ def load(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:  # the loader's words; of no fixed form
-        whose = f"of the variable {_VARIABLE}" if _VARIABLE in os.environ else "of this installation"
         raise ImportError(
-            f"pagefill: expected the library {whose} at {path} to be one for this machine, "
+            f"pagefill: expected the library {_whose()} at {path} to be one for this machine, "
             f"got: {error}"
         ) from None
 

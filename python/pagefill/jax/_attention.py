@@ -91,7 +91,8 @@ def _attributes(
     for name, value in maxima._asdict().items():
         if value:
             raise ValueError(
-                f"{name}: expected None in a computation for the CPU, which reads lengths, got {value}"
+                f"{name}: expected None in a computation for the CPU, which reads lengths, "
+                f"got {value}"
             )
     return _options_as_attributes(given, numbers)
 
@@ -115,10 +116,10 @@ def _on_cuda(
     with_lse: bool,
     maxima: Maxima,
 ) -> Any:
-    """The FFI call for CUDA. Its workspace is one more result, which XLA places as it does all memory of
-    a program: scratch memory of the handler's would be given to others while a command buffer that
-    was captured still uses it. Only where the size cannot be known here, without a GPU or with open
-    dimensions, it is scratch memory, and the call stays out of command buffers."""
+    """The FFI call for CUDA. Its workspace is one more result, which XLA places as it does all
+    memory of a program: scratch memory of the handler's would be given to others while a command
+    buffer that was captured still uses it. Only where the size cannot be known here, without a GPU
+    or with open dimensions, it is scratch memory, and the call stays out of command buffers."""
     ins, outs = list(context.avals_in), list(context.avals_out)
     size = None
     if is_known(*ins, *outs):
@@ -254,6 +255,8 @@ def bind(
     return list(_primitive.varying_alike(arguments, results))
 
 
-attend = functools.partial(jax.jit, static_argnames=("numbers", "with_lse", "maxima"), inline=True)(bind)
+attend = functools.partial(
+    jax.jit, static_argnames=("numbers", "with_lse", "maxima"), inline=True
+)(bind)
 """bind for calls outside of jit as well: compiled once for each combination of shapes and
 options."""

@@ -286,7 +286,9 @@ def _numbers(
 
 
 def _maxima(max_chunk_size: Any, max_context_len: Any) -> Maxima:
-    return Maxima(_maximum("max_chunk_size", max_chunk_size), _maximum("max_context_len", max_context_len))
+    return Maxima(
+        _maximum("max_chunk_size", max_chunk_size), _maximum("max_context_len", max_context_len)
+    )
 
 
 def _maximum(name: str, value: Any) -> int:

@@ -178,14 +178,15 @@ def prefill_page_attention(
         out: where to write the output, [chunk_size, num_q_heads, v_head_dim] in query's dtype.
         out_lse: where to write the log-sum-exp, float32 [chunk_size, num_q_heads]; written where
             given, returned with return_lse.
-        num_threads: 1 to 1024; None: PAGEFILL_NUM_THREADS, else torch.get_num_threads(). Of the CPU.
+        num_threads: of the CPU, 1 to 1024; None: PAGEFILL_NUM_THREADS, else
+            torch.get_num_threads().
         backend: a name of pagefill.list_backends(); None: PAGEFILL_BACKEND, else the best.
         cpu_target: an instruction set; None: PAGEFILL_CPU_TARGET, else the best.
         max_chunk_size, max_context_len: what no sequence exceeds, in rows and in keys of its pages.
             They plan a call on a CUDA device, which does not look at lengths; None: chunk_size (or
             total_tokens) and the table's capacity. Only there.
-        status: int32 [4] of zeros on the device, written: code, sequence, entry and value of the first
-            length or page that is bad. Only there.
+        status: int32 [4] of zeros on the device, written: code, sequence, entry and value of the
+            first length or page that is bad. Only there.
 
     Returns:
         The output, [chunk_size, num_q_heads, v_head_dim] in query's dtype (`out` where given); with
@@ -198,12 +199,12 @@ def prefill_page_attention(
     On a CUDA device, where all tensors are on it, the call is enqueued on torch's current stream.
 
     Raises:
-        ValueError: a shape, stride, length, page or option that breaks a rule. On a CUDA device a bad
-            length or page raises nothing: rows that need it are NaN, and `status` says which.
+        ValueError: a shape, stride, length, page or option that breaks a rule. On a CUDA device a
+            bad length or page raises nothing: rows that need it are NaN, and `status` says which.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the others;
-            one that requires grad, in grad mode, or has a forward-mode tangent; `out`, `out_lse`
-            or `status` in torch.vmap.
+        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the
+            others; one that requires grad, in grad mode, or has a forward-mode tangent; `out`,
+            `out_lse` or `status` in torch.vmap.
         MemoryError: no memory for the workspace.
     """
     arguments = (
@@ -229,7 +230,9 @@ def prefill_page_attention(
             max_context_len,
         ),
     )
-    return _attend(PREFILL, arguments, return_lse, out, out_lse, status)  # type: ignore[no-any-return]
+    result: Tensor | tuple[Tensor, Tensor]
+    result = _attend(PREFILL, arguments, return_lse, out, out_lse, status)
+    return result
 
 
 @overload
@@ -332,4 +335,6 @@ def ragged_page_attention(
             max_context_len,
         ),
     )
-    return _attend(RAGGED, arguments, return_lse, out, out_lse, status)  # type: ignore[no-any-return]
+    result: Tensor | tuple[Tensor, Tensor]
+    result = _attend(RAGGED, arguments, return_lse, out, out_lse, status)
+    return result

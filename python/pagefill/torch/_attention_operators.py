@@ -24,6 +24,7 @@ from pagefill.torch._views import (
     unread_int32,
     view,
 )
+from pagefill.torch._workspace import NUM_OPTIONS
 
 _c_prefill = lib.pagefill_prefill_page_attention
 _c_ragged = lib.pagefill_ragged_page_attention
@@ -87,9 +88,6 @@ def _options_of(
     )
 
 
-_NUM_OPTIONS = 8  # those of _options_of; what a call is given behind them says where it runs
-
-
 def _prefill(
     out: bytes,
     out_lse: bytes | None,
@@ -100,14 +98,15 @@ def _prefill(
     page_indices: Tensor,
     *rest: Any,
 ) -> None:
-    options = _options_of(*rest[:_NUM_OPTIONS]) if rest else None
-    where = rest[_NUM_OPTIONS:]
+    options = _options_of(*rest[:NUM_OPTIONS]) if rest else None
+    where = rest[NUM_OPTIONS:]
     caches = (
         view("query", query),
         view("key_cache", key_cache),
         view("value_cache", value_cache),
     )
     length, pages = view("context_len", context_len), view("page_indices", page_indices)
+    run: bytes | None
     if query.is_cuda:
         device = query.get_device()
 
@@ -117,7 +116,7 @@ def _prefill(
 
         tensors = (*caches, length, pages)
         held = _workspace.allocate(query, tensors, ragged, options, rest, out, out_lse)
-        run = cuda_context(device, *where, workspace=held)
+        run = cuda_context(device, held, *where)
     else:
         run = cpu_context(*where)
     check(_c_prefill(*caches, length, pages, options, out, out_lse, run), NAMES)
@@ -134,8 +133,8 @@ def _ragged(
     page_table: Tensor,
     *rest: Any,
 ) -> None:
-    options = _options_of(*rest[:_NUM_OPTIONS]) if rest else None
-    where = rest[_NUM_OPTIONS:]
+    options = _options_of(*rest[:NUM_OPTIONS]) if rest else None
+    where = rest[NUM_OPTIONS:]
     tensors = (
         view("query", query),
         view("key_cache", key_cache),
@@ -144,9 +143,10 @@ def _ragged(
         view("context_lens", context_lens),
         view("page_table", page_table),
     )
+    run: bytes | None
     if query.is_cuda:
         held = _workspace.allocate(query, tensors, lambda: tensors, options, rest, out, out_lse)
-        run = cuda_context(query.get_device(), *where, workspace=held)
+        run = cuda_context(query.get_device(), held, *where)
     else:
         run = cpu_context(*where)
     check(_c_ragged(*tensors, options, out, out_lse, run), NAMES)

@@ -114,8 +114,8 @@ def append_kv(
             CUDA device lengths and pages raise nothing: a token without a slot is not written, and
             `status` says so.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the others;
-            one that requires grad, in grad mode.
+        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the
+            others; one that requires grad, in grad mode.
     """
     _APPEND(
         _arguments.tensor("keys", keys),

@@ -116,7 +116,7 @@ def cpu_context(
 ) -> bytes | None:
     """Unless told otherwise, as many threads as torch's own operators use; PAGEFILL_NUM_THREADS,
     where set, decides instead."""
-    if not (max_chunk_size is max_context_len is status is None):
+    if max_chunk_size is not None or max_context_len is not None or status is not None:
         none_on_the_cpu(max_chunk_size, max_context_len, status)
     if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
         num_threads = torch.get_num_threads()
@@ -132,13 +132,13 @@ _raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as In
 
 def cuda_context(
     device: int,
+    workspace: Tensor | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
     cpu_target: str | None = None,
     max_chunk_size: int | None = None,
     max_context_len: int | None = None,
     status: Tensor | None = None,
-    workspace: Tensor | None = None,
 ) -> bytes:
     """On torch's current stream of that device."""
     if num_threads is not None:
@@ -156,7 +156,9 @@ def cuda_context(
 
 def context(tensor: Tensor, *where: Any) -> bytes | None:
     """Where a call runs that needs no workspace: where the tensor is."""
-    return cuda_context(tensor.get_device(), *where) if tensor.is_cuda else cpu_context(*where)
+    if tensor.is_cuda:
+        return cuda_context(tensor.get_device(), None, *where)
+    return cpu_context(*where)
 
 
 def no_threads(num_threads: int) -> NoReturn:
