@@ -103,7 +103,7 @@ pagefill.merge_attention_states(*state, *state, num_threads=1)
 either = pagefill.prefill_page_attention(x, cache, cache, 1, [0], return_lse=bool(x.sum()))
 assert isinstance(either, tuple)
 row = np.zeros(1, np.int64)
-pagefill.ragged_page_attention(x, cache, cache, [0, np.int64(1)], [np.int64(1)], [row])
+pagefill.ragged_page_attention(x, cache, cache, [np.int64(0), np.int64(1)], [np.int64(1)], [row])
 pages: npt.NDArray[np.int32] = pagefill.PageAllocator(4, 2).page_indices(0)
 copies: list[pagefill.PageCopy] = []
 pagefill.copy_pages(copies, cache, cache)

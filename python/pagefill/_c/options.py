@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pagefill._c import dlpack, structs, views
 from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX, MAX_THREADS
 
-_Row: TypeAlias = "Sequence[int] | Sequence[np.integer[Any]] | npt.NDArray[np.integer[Any]]"
+_Row: TypeAlias = "Sequence[int | np.integer[Any]] | npt.NDArray[np.integer[Any]]"
 
 Integers: TypeAlias = "views.Array | _Row | Sequence[_Row]"
 """Lengths and page numbers: int32 arrays are read in place, other integers are converted."""
