@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch_cases import int32, random_batch, random_tensors, random_tokens
 
+import pagefill
+from pagefill.torch import _attention_operators, _kv_cache, _views
 from pagefill.torch import (
     append_kv,
     merge_attention_states,
@@ -93,3 +95,31 @@ def test_a_bad_shape_has_the_message_of_the_cpu() -> None:
     query, *rest = random_tensors()
     with pytest.raises(ValueError, match="query: expected num_q_heads a multiple"):
         prefill_page_attention(*fake([query[:, :3], *rest]))
+
+
+class OnDevice(torch.Tensor):
+    """Memory of the CPU that says it is a GPU's: as far as a kernel gets without one."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+    def get_device(self) -> int:
+        return 0
+
+
+def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if any(b.available for b in pagefill.list_backends() if b.memory == "cuda"):
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(_views, "_raw_stream", lambda device: 0)
+    with unset_fake_temporarily():
+        single = [t.as_subclass(OnDevice) for t in random_tensors()]
+        batch = [t.as_subclass(OnDevice) for t in random_batch()]
+        tokens = [t.as_subclass(OnDevice) for t in random_tokens(random_batch())]
+        out = [_views.new_view(t) for t in (single[0].clone(), batch[0].clone())]
+        words = "tensors: expected memory that a backend works on, got memory of a CUDA device: "
+        for call in (
+            lambda: _attention_operators._prefill(out[0], None, *single),
+            lambda: _attention_operators._ragged(out[1], None, *batch, 0.5, None, None, 3),
+            lambda: _kv_cache._append(*tokens, *batch[1:]),
+        ):
+            with pytest.raises(NotImplementedError, match=words):
+                call()

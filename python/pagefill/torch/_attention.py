@@ -62,6 +62,7 @@ def _attend(
 
 
 _NO_NUMBERS = (None, None, None, None)
+_HERE = (None, None, None, None, None)
 
 
 def _options(
@@ -86,7 +87,7 @@ def _options(
     if sliding_window is not None:
         sliding_window = _arguments.integer("sliding_window", sliding_window)
     numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
-    where = _arguments.where(*where)
+    where = () if where == _HERE else _arguments.where(*where)
     if not where and sinks is kv_start is key_scale is value_scale is None:
         return () if numbers == _NO_NUMBERS else numbers
     return (

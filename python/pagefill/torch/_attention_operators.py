@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +88,9 @@ def _options_of(
     )
 
 
+_DEFAULTS: tuple[bytes | None, tuple[Any, ...]] = (None, ())
+
+
 def _prefill(
     out: bytes,
     out_lse: bytes | None,
@@ -98,28 +101,31 @@ def _prefill(
     page_indices: Tensor,
     *rest: Any,
 ) -> None:
-    options = _options_of(*rest[:NUM_OPTIONS]) if rest else None
-    where = rest[NUM_OPTIONS:]
-    caches = (
+    options, where = (_options_of(*rest[:NUM_OPTIONS]), rest[NUM_OPTIONS:]) if rest else _DEFAULTS
+    tensors = (
         view("query", query),
         view("key_cache", key_cache),
         view("value_cache", value_cache),
+        view("context_len", context_len),
+        view("page_indices", page_indices),
     )
-    length, pages = view("context_len", context_len), view("page_indices", page_indices)
     run: bytes | None
     if query.is_cuda:
-        device = query.get_device()
-
-        def ragged() -> tuple[bytes, ...]:
-            starts = unread_int32(2, device=device)
-            return *caches, starts, length, unread_int32(1, *page_indices.shape, device=device)
-
-        tensors = (*caches, length, pages)
+        ragged = partial(_batch_of_one, tensors, query.get_device(), page_indices.shape)
         held = _workspace.allocate(query, tensors, ragged, options, rest, out, out_lse)
-        run = cuda_context(device, held, *where)
+        run = cuda_context(query.get_device(), held, *where)
     else:
         run = cpu_context(*where)
-    check(_c_prefill(*caches, length, pages, options, out, out_lse, run), NAMES)
+    check(_c_prefill(*tensors, options, out, out_lse, run), NAMES)
+
+
+def _batch_of_one(
+    tensors: tuple[bytes, ...], device: int, pages: tuple[int, ...]
+) -> tuple[bytes, ...]:
+    """A prefill call's tensors as those of the ragged call, for what does not read the metadata."""
+    *caches, length, _ = tensors
+    starts, table = unread_int32(2, device=device), unread_int32(1, *pages, device=device)
+    return *caches, starts, length, table
 
 
 def _ragged(
@@ -133,8 +139,7 @@ def _ragged(
     page_table: Tensor,
     *rest: Any,
 ) -> None:
-    options = _options_of(*rest[:NUM_OPTIONS]) if rest else None
-    where = rest[NUM_OPTIONS:]
+    options, where = (_options_of(*rest[:NUM_OPTIONS]), rest[NUM_OPTIONS:]) if rest else _DEFAULTS
     tensors = (
         view("query", query),
         view("key_cache", key_cache),
