@@ -158,8 +158,9 @@ ffi::Error on_cuda(void* stream, ffi::ScratchAllocator* scratch, ffi::AnyBuffer 
                    ffi::AnyBuffer key_cache, ffi::AnyBuffer value_cache,
                    ffi::AnyBuffer context_lens, ffi::AnyBuffer page_table,
                    ffi::RemainingArgs optional_operands, ffi::Result<ffi::AnyBuffer> output,
-                   ffi::RemainingRets results, const Numbers& numbers, int64_t max_chunk_size,
-                   int64_t max_context_len) {
+                   ffi::RemainingRets results, int32_t given, int32_t flags, float softmax_scale,
+                   float attn_logits_soft_cap, float mask_value, int64_t sliding_window,
+                   int64_t max_chunk_size, int64_t max_context_len) {
   StreamContext context(stream);
   context.set_maxima(max_chunk_size, max_context_len);
   const size_t last = results.size() - 1;
@@ -167,7 +168,8 @@ ffi::Error on_cuda(void* stream, ffi::ScratchAllocator* scratch, ffi::AnyBuffer 
   Call call;
   if (!workspace.has_value() ||
       !fill(call, context.place(), query, key_cache, value_cache, context_lens, page_table,
-            optional_operands, output, results, last > 0, numbers)) {
+            optional_operands, output, results, last > 0,
+            {given, flags, softmax_scale, attn_logits_soft_cap, mask_value, sliding_window})) {
     return wrong_operands("pagefill_jax_attention_cuda");
   }
   context.set_workspace((*workspace)->untyped_data(), (*workspace)->size_bytes());
@@ -191,31 +193,12 @@ ffi::Error on_cuda(void* stream, ffi::ScratchAllocator* scratch, ffi::AnyBuffer 
   return error_of(call.run(context.get()));
 }
 
-ffi::Error in_result(void* stream, ffi::AnyBuffer query, ffi::AnyBuffer key_cache,
-                     ffi::AnyBuffer value_cache, ffi::AnyBuffer context_lens,
-                     ffi::AnyBuffer page_table, ffi::RemainingArgs optional_operands,
-                     ffi::Result<ffi::AnyBuffer> output, ffi::RemainingRets results, int32_t given,
-                     int32_t flags, float softmax_scale, float attn_logits_soft_cap,
-                     float mask_value, int64_t sliding_window, int64_t max_chunk_size,
-                     int64_t max_context_len) {
-  return on_cuda(stream, nullptr, query, key_cache, value_cache, context_lens, page_table,
-                 optional_operands, output, results,
-                 {given, flags, softmax_scale, attn_logits_soft_cap, mask_value, sliding_window},
-                 max_chunk_size, max_context_len);
-}
-
-ffi::Error in_scratch(void* stream, ffi::ScratchAllocator scratch, ffi::AnyBuffer query,
-                      ffi::AnyBuffer key_cache, ffi::AnyBuffer value_cache,
-                      ffi::AnyBuffer context_lens, ffi::AnyBuffer page_table,
-                      ffi::RemainingArgs optional_operands, ffi::Result<ffi::AnyBuffer> output,
-                      ffi::RemainingRets results, int32_t given, int32_t flags, float softmax_scale,
-                      float attn_logits_soft_cap, float mask_value, int64_t sliding_window,
-                      int64_t max_chunk_size, int64_t max_context_len) {
-  return on_cuda(stream, &scratch, query, key_cache, value_cache, context_lens, page_table,
-                 optional_operands, output, results,
-                 {given, flags, softmax_scale, attn_logits_soft_cap, mask_value, sliding_window},
-                 max_chunk_size, max_context_len);
-}
+constexpr auto in_result = [](void* stream, auto... arguments) {
+  return on_cuda(stream, nullptr, arguments...);
+};
+constexpr auto in_scratch = [](void* stream, ffi::ScratchAllocator scratch, auto... arguments) {
+  return on_cuda(stream, &scratch, arguments...);
+};
 
 }  // namespace
 
