@@ -211,7 +211,7 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
                                               {"output", output.output},
                                               {"lse", output.lse}}));
   PAGEFILL_RETURN_IF_ERROR(
-      check_tensor("query", query, {{"total_tokens"}, {"num_q_heads"}, {"head_dim"}}));
+      check_tensor("query", query, {{names.total_tokens}, {"num_q_heads"}, {"head_dim"}}));
   PAGEFILL_RETURN_IF_ERROR(check_dtype("query", query, kFloats));
   PAGEFILL_RETURN_IF_ERROR(check_head_dim("query", "head_dim", query.shape[2]));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
@@ -231,13 +231,14 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
   PAGEFILL_RETURN_IF_ERROR(
       check_scale("value_scale", options.value_scale, "value_cache", value_cache));
   PAGEFILL_RETURN_IF_ERROR(check_batch(batch, options.kv_start, total_tokens, names));
-  PAGEFILL_RETURN_IF_ERROR(check_tensor(
-      "output", output.output,
-      {{"total_tokens", total_tokens}, {"num_q_heads", num_q_heads}, {"v_head_dim", v_head_dim}}));
+  PAGEFILL_RETURN_IF_ERROR(check_tensor("output", output.output,
+                                        {{names.total_tokens, total_tokens},
+                                         {"num_q_heads", num_q_heads},
+                                         {"v_head_dim", v_head_dim}}));
   PAGEFILL_RETURN_IF_ERROR(check_dtype("output", output.output, {query.dtype}));
   if (output.lse.given()) {
     PAGEFILL_RETURN_IF_ERROR(check_tensor(
-        "lse", output.lse, {{"total_tokens", total_tokens}, {"num_q_heads", num_q_heads}}));
+        "lse", output.lse, {{names.total_tokens, total_tokens}, {"num_q_heads", num_q_heads}}));
     PAGEFILL_RETURN_IF_ERROR(check_dtype("lse", output.lse, {DType::kFloat32}));
   }
 
@@ -272,8 +273,8 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
                                           {"key_cache", p.key_cache},
                                           {"value_cache", p.value_cache},
                                           {"query_starts", p.query_starts},
-                                          {"context_lens", p.context_lens},
-                                          {"page_table", p.page_table},
+                                          {names.context_lens, p.context_lens},
+                                          {names.page_table, p.page_table},
                                           {"kv_start", p.kv_start},
                                           {"sinks", p.sinks},
                                           {"key_scale", options.key_scale},

@@ -42,6 +42,17 @@ def prefill_page_attention(
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> State: ...
+@overload
+def prefill_page_attention(
+    query: Array,
+    key_cache: Array,
+    value_cache: Array,
+    context_len: Lengths,
+    page_indices: Integers,
+    *,
+    return_lse: bool,
+    **options: Unpack[AttentionOptions],
+) -> Output | State: ...
 def prefill_page_attention(
     query: Array,
     key_cache: Array,
@@ -134,16 +145,19 @@ def prefill_page_attention(
     lse, lse_view = results.lse(out_lse, return_lse)
     slots = views.shape(page_indices, pages) + views.shape(key_cache, key_view)[2:3]
     keys = prod(slots) if type(context_len) is not int else context_len
-    interrupt.run(
-        _prefill,
-        (query_view, key_view, value_view, length, pages, settings, output_view, lse_view),
-        where,
-        4 * prod(shape) * _keys_a_row(keys, shape, sliding_window),
-        (
-            *(query, key_cache, value_cache, context_len, page_indices),
-            *(sinks, kv_start, key_scale, value_scale, output, lse),
-        ),
-    )
+    try:
+        interrupt.run(
+            _prefill,
+            (query_view, key_view, value_view, length, pages, settings, output_view, lse_view),
+            where,
+            4 * prod(shape) * _keys_a_row(keys, shape, sliding_window),
+            (
+                *(query, key_cache, value_cache, context_len, page_indices),
+                *(sinks, kv_start, key_scale, value_scale, output, lse),
+            ),
+        )
+    except ValueError as error:
+        raise options.with_given_page(error, "page_indices", page_indices) from None
     return (output, lse) if return_lse else output
 
 
@@ -177,6 +191,18 @@ def ragged_page_attention(
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> State: ...
+@overload
+def ragged_page_attention(
+    query: Array,
+    key_cache: Array,
+    value_cache: Array,
+    query_starts: Integers,
+    context_lens: Integers,
+    page_table: Integers,
+    *,
+    return_lse: bool,
+    **options: Unpack[AttentionOptions],
+) -> Output | State: ...
 def ragged_page_attention(
     query: Array,
     key_cache: Array,
@@ -242,16 +268,20 @@ def ragged_page_attention(
     output, output_view = results.output(out)
     lse, lse_view = results.lse(out_lse, return_lse)
     slots = views.shape(page_table, pages)[1:] + views.shape(key_cache, key_view)[2:3]
-    interrupt.run(
-        _ragged,
-        (query_view, key_view, value_view, starts, lengths, pages, settings, output_view, lse_view),
-        where,
-        4 * prod(shape) * _keys_a_row(prod(slots), shape, sliding_window),
-        (
-            *(query, key_cache, value_cache, query_starts, context_lens, page_table),
-            *(sinks, kv_start, key_scale, value_scale, output, lse),
-        ),
-    )
+    caches = (query_view, key_view, value_view)
+    try:
+        interrupt.run(
+            _ragged,
+            (*caches, starts, lengths, pages, settings, output_view, lse_view),
+            where,
+            4 * prod(shape) * _keys_a_row(prod(slots), shape, sliding_window),
+            (
+                *(query, key_cache, value_cache, query_starts, context_lens, page_table),
+                *(sinks, kv_start, key_scale, value_scale, output, lse),
+            ),
+        )
+    except ValueError as error:
+        raise options.with_given_page(error, "page_table", page_table) from None
     return (output, lse) if return_lse else output
 
 

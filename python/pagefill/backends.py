@@ -22,13 +22,15 @@ class Target(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """A backend that was compiled in. `reason`: why it is not available; else ""."""
+    """A backend that was compiled in. `reason`: why it is not available; else "". `memory`: whose
+    it works on, "cpu" or "cuda"."""
 
     name: str
     description: str
     available: bool
     reason: str
     targets: tuple[Target, ...]
+    memory: str
 
 
 class BackendChoice(NamedTuple):
@@ -70,6 +72,7 @@ def _backend(index: int) -> Backend:
         bool(info.available),
         info.reason.decode(),
         targets,
+        "cuda" if info.memory == structs.CUDA else "cpu",
     )
 
 

@@ -2,8 +2,9 @@
 
 ejkernel looks kernels up in a registry, by platform and backend, and takes the one of the highest
 priority. On a CPU it asks for the platform XLA and the backend "any", so that is where pagefill
-stands; where JAX's default backend is another one, it hands the call on to what ejkernel would have
-taken.
+stands; on an NVIDIA GPU it asks for the platform CUDA where somebody has a kernel for it, so there
+pagefill stands too, where it was built with CUDA. Where JAX's default backend is one that pagefill
+does not run on, it hands the call on to what ejkernel would have taken.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ejkernel.kernels import Backend, Platform, kernel_registry
 
 import pagefill.jax
 from pagefill._c.options import DEFAULT_MASK_VALUE
+from pagefill.jax._library import PLATFORMS
 from pagefill.jax.attention import Options
 
 __all__ = ["is_registered", "register", "unregister"]
@@ -31,7 +33,7 @@ _state: dict[str, Any] = {"on": False, "implementation": None}
 
 def register() -> None:
     """From now on ejkernel's prefill_page_attention runs pagefill where JAX's default backend is
-    the CPU.
+    the CPU; or NVIDIA's GPUs, where pagefill was built with CUDA.
 
     Calls that ejkernel refused by ValueError still get a ValueError, with pagefill's message, except
     for chunk_size, which need not be a multiple of page_size. Tuning parameters (block_k, num_warps,
@@ -42,8 +44,12 @@ def register() -> None:
     if _state["implementation"] is None:
         signature = inspect.signature(_ejkernels_own())
         prefill_page_attention.__signature__ = signature  # type: ignore[attr-defined]
-        add = kernel_registry.register(ALGORITHM, Platform.XLA, Backend.ANY, priority=PRIORITY)
-        _state["implementation"] = add(prefill_page_attention)
+        places = [(Platform.XLA, Backend.ANY)]
+        if "cuda" in PLATFORMS:
+            places.append((Platform.CUDA, Backend.GPU))
+        for platform, backend in places:
+            add = kernel_registry.register(ALGORITHM, platform, backend, priority=PRIORITY)
+            _state["implementation"] = add(prefill_page_attention)
     _state["on"] = True
 
 
@@ -80,7 +86,7 @@ def prefill_page_attention(
         "attn_logits_soft_cap": attn_logits_soft_cap,
         "sliding_window": sliding_window,
     }
-    if not _state["on"] or jax.default_backend() != "cpu":
+    if not _state["on"] or not _runs_here():
         tuning = {"block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
         result: jax.Array = _ejkernels_own()(
             query, key_cache, value_cache, context_len, page_indices, **options, **tuning
@@ -91,10 +97,18 @@ def prefill_page_attention(
     )
 
 
+def _runs_here() -> bool:
+    """Whether pagefill has a kernel for JAX's default backend."""
+    backend = jax.default_backend()
+    if backend in ("gpu", "cuda"):  # AMD's are called gpu as well
+        backend = "cuda" if "NVIDIA" in jax.devices()[0].device_kind.upper() else "rocm"
+    return backend in PLATFORMS
+
+
 def _ejkernels_own() -> Callable[..., Any]:
     """What the registry would answer without pagefill."""
     for spec in kernel_registry.list_implementations(ALGORITHM):
-        ours = spec.implementation is _state["implementation"]
+        ours = inspect.unwrap(spec.implementation) is prefill_page_attention
         if not ours and (spec.platform, spec.backend) == (Platform.XLA, Backend.ANY):
             implementation: Callable[..., Any] = spec.implementation
             return implementation

@@ -81,7 +81,10 @@ def append_kv(
         if chosen_value_scale is None
         else views.write("chosen_value_scale", chosen_value_scale),
     )
-    check(lib.pagefill_append_kv(*arguments, settings, options.where(where)))
+    try:
+        check(lib.pagefill_append_kv(*arguments, settings, options.where(where)))
+    except ValueError as error:
+        raise options.with_given_page(error, "page_table", page_table) from None
 
 
 class PageCopy(NamedTuple):

@@ -1,5 +1,9 @@
 #include "jax_call.h"
 
+#if PAGEFILL_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -73,10 +77,14 @@ void parallel_for(void* self, int64_t num_tasks, void (*task)(void* argument, in
 
 }  // namespace
 
-pagefill_tensor tensor_of(const ffi::AnyBuffer& buffer) {
+pagefill_tensor tensor_of(const ffi::AnyBuffer& buffer, Place place) {
   const auto shape = buffer.dimensions();
-  return pagefill_tensor_init(buffer.untyped_data(), dtype_of(buffer.element_type()),
-                              static_cast<int32_t>(shape.size()), shape.begin());
+  pagefill_tensor tensor =
+      pagefill_tensor_init(buffer.untyped_data(), dtype_of(buffer.element_type()),
+                           static_cast<int32_t>(shape.size()), shape.begin());
+  tensor.device_type = place.device_type;
+  tensor.device_index = place.device_index;
+  return tensor;
 }
 
 ffi::Error error_of(pagefill_status status) {
@@ -112,5 +120,14 @@ PoolContext::PoolContext(ffi::ThreadPool& pool) {
   executor_.parallel_for = parallel_for;
   context_.executor = &executor_;
 }
+
+#if PAGEFILL_WITH_CUDA
+StreamContext::StreamContext(void* stream) {
+  place_.device_type = PAGEFILL_CUDA;
+  // The FFI of the oldest JAX does not tell the device. A failure is the call's to find.
+  if (cudaGetDevice(&place_.device_index) != cudaSuccess) place_.device_index = 0;
+  context_.cuda_stream = stream;
+}
+#endif
 
 }  // namespace pagefill::jax

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace pagefill::jax {
 
@@ -19,6 +20,12 @@ extern "C" {
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_append_kv(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_merge(XLA_FFI_CallFrame* call_frame);
+#if PAGEFILL_WITH_CUDA
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention_cuda(XLA_FFI_CallFrame* call_frame);
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention_scratch_cuda(XLA_FFI_CallFrame* call_frame);
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_append_kv_cuda(XLA_FFI_CallFrame* call_frame);
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_merge_cuda(XLA_FFI_CallFrame* call_frame);
+#endif
 }
 
 namespace ffi = xla::ffi;
@@ -34,17 +41,23 @@ enum Given : int32_t {
   kChosenValueScale = 64,
 };
 
-// XLA's buffers are row-major without gaps on the CPU. What pagefill has no name for, a dtype or a rank
-// above 4, is refused by the call.
-pagefill_tensor tensor_of(const ffi::AnyBuffer& buffer);
+// Whose memory the buffers of a call are.
+struct Place {
+  int32_t device_type = PAGEFILL_CPU;
+  int32_t device_index = 0;
+};
+
+// XLA's buffers are row-major without gaps, which the lowering asks for. What pagefill has no name for, a
+// dtype or a rank above 4, is refused by the call.
+pagefill_tensor tensor_of(const ffi::AnyBuffer& buffer, Place place);
 
 ffi::Error error_of(pagefill_status status);
 
 // Hands out the optional operands, one after another.
 class OptionalOperands {
  public:
-  OptionalOperands(const ffi::RemainingArgs& operands, int32_t given)
-      : operands_(operands), given_(given) {}
+  OptionalOperands(const ffi::RemainingArgs& operands, int32_t given, Place place)
+      : operands_(operands), given_(given), place_(place) {}
 
   // Fills in `tensor` and returns it where the operand is given, else null.
   const pagefill_tensor* next(Given which, pagefill_tensor& tensor) {
@@ -54,22 +67,45 @@ class OptionalOperands {
       complete_ = false;
       return nullptr;
     }
-    tensor = tensor_of(*buffer);
+    tensor = tensor_of(*buffer, place_);
     return &tensor;
   }
 
-  // False where an operand was missing, or one is left.
-  bool complete() const { return complete_ && taken_ == operands_.size(); }
+  // False where an operand was missing, or others are left than `num_left`.
+  bool complete(size_t num_left = 0) const {
+    return complete_ && taken_ + num_left == operands_.size();
+  }
 
  private:
   const ffi::RemainingArgs& operands_;
   int32_t given_;
+  Place place_;
   size_t taken_ = 0;
   bool complete_ = true;
 };
 
 inline ffi::Error wrong_operands(const char* target) {
   return {ffi::ErrorCode::kInternal, std::string(target) + ": operands or results are missing"};
+}
+
+// The binding with that many operands more, or results, which may be of any dtype and shape.
+template <int kNum, typename Binding>
+auto with_operands(Binding&& binding) {
+  auto more = [&] { return std::move(binding).template Arg<ffi::AnyBuffer>(); };
+  if constexpr (kNum == 1) {
+    return more();
+  } else {
+    return with_operands<kNum - 1>(more());
+  }
+}
+template <int kNum, typename Binding>
+auto with_results(Binding&& binding) {
+  auto more = [&] { return std::move(binding).template Ret<ffi::AnyBuffer>(); };
+  if constexpr (kNum == 1) {
+    return more();
+  } else {
+    return with_results<kNum - 1>(more());
+  }
 }
 
 // XLA's thread pool for one call. The calling thread, which may be one of the pool's, works as well and
@@ -81,10 +117,42 @@ class PoolContext {
   PoolContext& operator=(const PoolContext&) = delete;
 
   const pagefill_context* get() const { return &context_; }
+  Place place() const { return {}; }
 
  private:
   pagefill_executor executor_ = pagefill_executor_init();
   pagefill_context context_ = pagefill_context_init();
 };
+
+#if PAGEFILL_WITH_CUDA
+
+// XLA's stream for one call, on the device that XLA has made current.
+class StreamContext {
+ public:
+  explicit StreamContext(void* stream);
+  StreamContext(const StreamContext&) = delete;
+  StreamContext& operator=(const StreamContext&) = delete;
+
+  const pagefill_context* get() const { return &context_; }
+  Place place() const { return place_; }
+  void set_maxima(int64_t max_chunk_size, int64_t max_context_len) {
+    context_.cuda_max_chunk_size = max_chunk_size;
+    context_.cuda_max_context_len = max_context_len;
+  }
+  void set_workspace(void* data, size_t size) {
+    context_.workspace = size == 0 ? nullptr : data;
+    context_.workspace_size = size;
+  }
+
+ private:
+  Place place_;
+  pagefill_context context_ = pagefill_context_init();
+};
+
+// All that pagefill does on a stream can be captured: XLA may put it into a command buffer.
+#define PAGEFILL_JAX_IN_COMMAND_BUFFERS \
+  { ffi::Traits::kCmdBufferCompatible }
+
+#endif
 
 }  // namespace pagefill::jax

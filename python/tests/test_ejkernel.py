@@ -23,9 +23,11 @@ from ejkernel.errors import EjkernelRuntimeError
 from ejkernel.kernels import Backend, Platform, kernel_registry
 from ejkernel.kernels._xla.prefill_page_attention import prefill_page_attention as ejkernels_xla
 from ejkernel.modules import prefill_page_attention
+from ejkernel.modules.base import detect_platform
 
 import pagefill.ejkernel
 import pagefill.jax
+from pagefill.jax._library import PLATFORMS
 from cases import golden
 from jax_support import assert_same_bits, problem
 
@@ -60,6 +62,30 @@ def test_the_registry_gives_pagefill_to_whoever_asks_as_ejkernel_does_on_a_cpu()
     assert calls_pagefill(*arrays())
     assert calls_pagefill(*arrays(), platform="xla")
     assert calls_pagefill(*arrays(), platform="auto")
+
+
+def test_an_nvidia_gpu_gets_pagefill_where_it_has_cuda(monkeypatch):
+    specs = kernel_registry.list_implementations("prefill_page_attention")
+    places = {
+        (spec.platform, spec.backend)
+        for spec in specs
+        if inspect.unwrap(spec.implementation) is pagefill.ejkernel.prefill_page_attention
+    }
+    has_cuda = "cuda" in PLATFORMS
+    assert ((Platform.CUDA, Backend.GPU) in places) is has_cuda
+
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert detect_platform("prefill_page_attention") is (
+        Platform.CUDA if has_cuda else Platform.XLA
+    )
+    assert pagefill.ejkernel._runs_here() is has_cuda
+    Device.device_kind = "AMD Instinct"
+    assert not pagefill.ejkernel._runs_here()
 
 
 def test_the_signature_is_that_of_the_other_implementations():
@@ -231,7 +257,7 @@ def test_after_unregistering_ejkernels_own_kernel_runs_again():
 
 
 def test_on_another_default_backend_ejkernels_own_kernel_runs(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     operands = arrays()
     kernel = kernel_registry.get("prefill_page_attention", Platform.XLA, Backend.ANY)
     assert TARGET not in jax.jit(lambda *a: kernel(*a)).lower(*operands).as_text()

@@ -111,7 +111,11 @@ def test_page_numbers_beyond_32_bits_matter_only_where_a_key_needs_them() -> Non
     case.page_indices = wide
     assert attend(case) == wanted
     wide[0] += 2**32  # would be the right page again in 32 bits
-    with pytest.raises(ValueError, match="page_indices: expected pages from 0"):
+    given = f"page_indices: expected pages from 0 to 7 where .*, got {wide[0]} in entry 0 of seq"
+    with pytest.raises(ValueError, match=given):
+        attend(case)
+    case.page_indices = wide.tolist()
+    with pytest.raises(ValueError, match=given):
         attend(case)
 
 
@@ -163,7 +167,7 @@ def test_lengths_of_torch_and_jax_that_are_no_integers_are_refused() -> None:
         (torch.bfloat16, "bfloat16"),
         (torch.float32, "float32"),
         (torch.float64, "float64"),
-        (torch.bool, "DLPack's code 6 of 8 bits"),
+        (torch.bool, "bool"),
     ):
         case.context_len = torch.tensor([37], dtype=dtype)
         with pytest.raises(TypeError, match=f"context_len: expected dtype int32 or .*, got {said}"):
@@ -180,6 +184,34 @@ def test_a_tensor_of_torch_that_needs_gradients_is_refused() -> None:
     query = torch.from_numpy(case.query).requires_grad_()
     with pytest.raises(TypeError, match="query: .*gradient"):
         pagefill.prefill_page_attention(query, *case.arguments[1:])
+
+
+def test_a_tensor_of_torch_whose_negative_bit_is_set_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    case = random_case()
+    query = torch.complex(torch.zeros(5, 4, 16), torch.from_numpy(-case.query)).conj().imag
+    assert query.is_neg()
+    for packed in (query, torch._neg_view(torch.from_numpy(-case.query))):
+        with pytest.raises(TypeError, match="query: .* negative bit set"):
+            pagefill.prefill_page_attention(packed, *case.arguments[1:])
+    wanted = attend(case)
+    output = pagefill.prefill_page_attention(query.resolve_neg().contiguous(), *case.arguments[1:])
+    assert bits(output) == wanted
+
+
+def test_memory_of_a_gpu_is_refused_by_the_name_of_the_argument_that_has_it() -> None:
+    case = random_case()
+    names = ("query", "key_cache", "value_cache", "context_len", "page_indices")
+    for place, name in enumerate(names):
+        arguments: list[Any] = list(case.arguments)
+        arguments[place] = Fake(device=2)
+        with pytest.raises(NotImplementedError, match=f"^{name}: expected memory of the CPU, got"):
+            pagefill.prefill_page_attention(*arguments)
+    everywhere: list[Any] = [Fake(device=2) for _ in names]
+    with pytest.raises(NotImplementedError, match="^query: expected memory of the CPU, got"):
+        pagefill.prefill_page_attention(*everywhere)
+    with pytest.raises(NotImplementedError, match="^out: expected memory of the CPU, got"):
+        pagefill.prefill_page_attention(*case.arguments, out=Fake(device=2))
 
 
 def test_every_argument_may_come_from_jax() -> None:
@@ -264,10 +296,11 @@ def test_what_dlpack_says_is_honoured_or_refused() -> None:
         (
             Fake(device=2),
             NotImplementedError,
-            "query: expected memory of the CPU, where key_cache is, got memory of CUDA device",
+            "query: expected memory of the CPU, got memory of CUDA device 0: pagefill.torch and",
         ),
-        (Fake(device=4), NotImplementedError, "query: expected memory of the CPU or of CUDA"),
-        (Fake(code=1, bits=8), TypeError, "query: expected dtype .*code 1 of 8 bits"),
+        (Fake(device=4), NotImplementedError, "query: expected memory of the CPU, .* DLPack's 4"),
+        (Fake(code=1, bits=8), TypeError, "query: expected dtype .* or float16, got uint8"),
+        (Fake(code=3), TypeError, "query: expected dtype .* or float16, got DLPack's code 3 of 32"),
         (
             Fake(code=0),
             TypeError,

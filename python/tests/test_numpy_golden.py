@@ -15,6 +15,7 @@ import pagefill
 TARGETS = [
     (backend.name, target.name if target else None)
     for backend in pagefill.list_backends()
+    if backend.memory == "cpu"
     for target in (backend.targets or (None,))
     if target is None or target.available
 ]

@@ -19,21 +19,23 @@ from ctypes import (
 )
 from typing import Any
 
+from pagefill._c import dtypes
 from pagefill._c.library import DTYPES
-from pagefill._c.structs import CPU, CUDA, MAX_RANK, Held, row_major, tensor, tensor_layout
+from pagefill._c.structs import MAX_RANK, Held, row_major, tensor, tensor_layout
 
 # DLDeviceType. Memory that the host may read too, kDLCUDAHost and kDLCUDAManaged, is the CPU's.
-_DEVICES = {1: CPU, 2: CUDA, 3: CPU, 13: CPU}
+_CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
+_OF_CPU = (_CPU, _CUDA_HOST, _CUDA_MANAGED)
 # DLDataTypeCode and bits.
-_INT, _UNSIGNED, _FLOAT, _BFLOAT, _FLOAT8_E4M3FN, _FLOAT8_E5M2 = 0, 1, 2, 4, 10, 12
+_INT, _UNSIGNED, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
+_FLOAT8_E4M3FN, _FLOAT8_E5M2 = 10, 12
 _NAMES = {
-    (_FLOAT, 16): "float16",
-    (_FLOAT, 32): "float32",
-    (_FLOAT, 64): "float64",
+    **{(_FLOAT, bits): f"float{bits}" for bits in (16, 32, 64)},
+    **{(_INT, bits): f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{(_UNSIGNED, bits): f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{(_COMPLEX, bits): f"complex{bits}" for bits in (64, 128)},
+    (_BOOL, 8): "bool",
     (_BFLOAT, 16): "bfloat16",
-    (_INT, 8): "int8",
-    (_INT, 32): "int32",
-    (_INT, 64): "int64",
     (_FLOAT8_E4M3FN, 8): "float8_e4m3fn",
     (_FLOAT8_E5M2, 8): "float8_e5m2",
 }
@@ -85,6 +87,11 @@ def _capsule(name: str, array: Any) -> Any:
 
 def _opened(name: str, array: Any, writable: bool) -> tuple[Any, _Tensor]:
     """The array's capsule and what lies in it, which lives as long as the capsule."""
+    if getattr(array, "is_neg", bool)():  # torch's, of which its capsules do not tell
+        raise TypeError(
+            f"{name}: expected a tensor whose memory holds its numbers, got one with its negative "
+            "bit set: resolve_neg() makes one"
+        )
     capsule = _capsule(name, array)
     kind = _capsule_name(capsule)
     address = _capsule_pointer(capsule, kind)
@@ -107,7 +114,7 @@ def holds_other_integers(name: str, array: Any) -> bool:
     """Whether lengths or page numbers have to be converted: they do where they are not int32, or
     one number without dimensions; not where they are a GPU's, which is for the call to refuse."""
     capsule, view = _opened(name, array, writable=False)
-    if _DEVICES.get(view.device_type) != CPU:
+    if view.device_type not in _OF_CPU:
         return False
     if view.code not in (_INT, _UNSIGNED) or view.bits not in (8, 16, 32, 64) or view.lanes != 1:
         raise TypeError(f"{name}: expected dtype int32 or other integers, got {_dtype_of(view)}")
@@ -121,10 +128,13 @@ def tensor_of(name: str, array: Any, writable: bool) -> bytes:
     capsule, view = _opened(name, array, writable)
     dtype = _dtype_of(view)
     if dtype not in DTYPES:
-        raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {dtype}")
-    if view.device_type not in _DEVICES:
+        raise dtypes.unknown_dtype(name, dtype)
+    if view.device_type not in _OF_CPU:
+        on_cuda = view.device_type == _CUDA
+        device = f"CUDA device {view.device_id}" if on_cuda else f"DLPack's {view.device_type}"
         raise NotImplementedError(
-            f"{name}: expected memory of the CPU or of CUDA, got DLPack's device {view.device_type}"
+            f"{name}: expected memory of the CPU, got memory of {device}"
+            + (": pagefill.torch and pagefill.jax take it" if on_cuda else "")
         )
     if view.ndim > MAX_RANK:
         raise ValueError(
@@ -135,8 +145,6 @@ def tensor_of(name: str, array: Any, writable: bool) -> bytes:
         DTYPES[dtype],
         shape,
         view.strides[: view.ndim] if view.strides else row_major(shape),
-        _DEVICES[view.device_type],
-        view.device_id,
     )
     packed = Held(tensor((view.data or 0) + view.byte_offset, layout))
     packed.owner = capsule

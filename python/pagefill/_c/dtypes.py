@@ -9,7 +9,25 @@ import numpy as np
 
 from pagefill._c.library import DTYPES
 
+_FLOATS = ("float32", "bfloat16", "float16")
+_ALLOWED = {
+    **dict.fromkeys(("query", "keys", "values", "output_a", "output_b", "out"), _FLOATS),
+    **dict.fromkeys(
+        ("key_cache", "value_cache"), (*_FLOATS, "int8", "float8_e4m3fn", "float8_e5m2")
+    ),
+    **dict.fromkeys(("query_starts", "context_lens", "page_table"), ("int32",)),
+    **dict.fromkeys(("context_len", "page_indices", "kv_start", "status"), ("int32",)),
+}
+"""What an argument may be of, as the library has it (src/validate.cc); all others are float32."""
+
 _NAMES = {code: name for name, code in DTYPES.items()}
+
+
+def unknown_dtype(name: str, got: str) -> TypeError:
+    """Of a dtype that the C interface has no number for, so that the library cannot say it."""
+    return TypeError(
+        f"{name}: expected dtype {' or '.join(_ALLOWED.get(name, ('float32',)))}, got {got}"
+    )
 
 
 @cache

@@ -29,13 +29,28 @@ def _find() -> Path:
     named = os.environ.get(_VARIABLE)
     path = LIBRARY_FOLDER / "libpagefill.so" if named is None else Path(named)
     if not path.is_file():
-        whose = "of this installation" if named is None else f"of the variable {_VARIABLE}"
-        raise ImportError(f"pagefill: expected the library {whose} at {path}, got no such file")
+        raise ImportError(f"pagefill: expected the library {_whose()} at {path}, got no such file")
     return path
 
 
+def _whose() -> str:
+    named = _VARIABLE in os.environ
+    return f"of the variable {_VARIABLE}" if named else "of this installation"
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The shared library, or an error that says who named the file."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # the loader's words; of no fixed form
+        raise ImportError(
+            f"pagefill: expected the library {_whose()} at {path} to be one for this machine, "
+            f"got: {error}"
+        ) from None
+
+
 PATH = _find()
-lib = ctypes.CDLL(str(PATH))
+lib = load(PATH)
 
 for _name in ("last_error_message", "version", "dtype_name"):
     getattr(lib, f"pagefill_{_name}").restype = ctypes.c_char_p

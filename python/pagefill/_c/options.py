@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from ctypes import c_float
 from operator import index
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pagefill._c import dlpack, structs, views
-from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX
+from pagefill._c.structs import INT32_MAX, INT32_MIN, INT64_MAX, MAX_THREADS
 
-Integers: TypeAlias = "views.Array | Sequence[int] | Sequence[Sequence[int]]"
+_Row: TypeAlias = "Sequence[int | np.integer[Any]] | npt.NDArray[np.integer[Any]]"
+
+Integers: TypeAlias = "views.Array | _Row | Sequence[_Row]"
 """Lengths and page numbers: int32 arrays are read in place, other integers are converted."""
 
 Lengths: TypeAlias = "int | np.integer[Any] | Integers"
@@ -33,7 +36,15 @@ def integer(name: str, value: Any, largest: int = INT64_MAX) -> int:
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if not -largest - 1 <= number <= largest:
-        raise ValueError(f"{name}: expected at most {largest}, got {number}")
+        bits = largest.bit_length() + 1
+        raise ValueError(f"{name}: expected an integer of {bits} bits, got {number}")
+    return number
+
+
+def threads(number: int) -> int:
+    """A number of threads. The C interface's 0, as many as the environment says, is None here."""
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(f"num_threads: expected None or 1 to {MAX_THREADS}, got {number}")
     return number
 
 
@@ -71,7 +82,7 @@ def context(num_threads: Any, backend: Any, cpu_target: Any) -> bytes | None:
     if num_threads is None and backend is None and cpu_target is None:
         return None
     return structs.context(
-        0 if num_threads is None else integer("num_threads", num_threads, INT32_MAX),
+        0 if num_threads is None else threads(integer("num_threads", num_threads)),
         _text("backend", backend),
         _text("cpu_target", cpu_target),
     )
@@ -140,6 +151,21 @@ def int32_pages(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     where a visible key needs the entry and left alone elsewhere."""
     good = (array >= INT32_MIN) & (array <= INT32_MAX)
     return np.where(good, array.astype(np.int32), np.int32(-1))
+
+
+_LOST = re.compile(r"got -1 in entry (\d+) of sequence (\d+)$")
+
+
+def with_given_page(error: ValueError, name: str, given: Any) -> ValueError:
+    """The error with the page number as it was before `int32_pages`."""
+    message = str(error)
+    found = _LOST.search(message)
+    numbers = _as_integers(name, given) if found and message.startswith(f"{name}:") else None
+    if found is None or numbers is None:
+        return error
+    entry, sequence = map(int, found.groups())
+    number = numbers[entry] if numbers.ndim == 1 else numbers[sequence, entry]
+    return ValueError(f"{message[: found.start()]}got {number}{found[0].removeprefix('got -1')}")
 
 
 def _converted(name: str, value: Any, convert: Any) -> bytes:

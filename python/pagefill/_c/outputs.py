@@ -9,8 +9,16 @@ import numpy as np
 from pagefill._c import dtypes, structs, views
 from pagefill._c.views import Array
 
-NAMES = {"output": "out", "lse": "out_lse", "merged_output": "out", "merged_lse": "out_lse"}
-"""What the library's messages call the outputs, and what Python does."""
+NAMES = {
+    "output": "out",
+    "lse": "out_lse",
+    "merged_output": "out",
+    "merged_lse": "out_lse",
+    "cuda.max_chunk_size": "max_chunk_size",
+    "cuda.max_context_len": "max_context_len",
+    "cuda.status": "status",
+}
+"""What the library's messages call the outputs and settings, and what Python does."""
 
 
 class Outputs:

@@ -15,7 +15,9 @@ from math import prod
 from struct import Struct
 
 MAX_RANK = 4
+MAX_THREADS = 1024
 CPU, CUDA = 0, 1  # device_type
+NOWHERE = 4096  # an address of what is not looked at: neither null nor anybody's
 INT32_MIN, INT32_MAX, INT64_MAX = -(2**31), 2**31 - 1, 2**63 - 1
 
 # pagefill_tensor: struct_size and data, which change with every array, and the rest, which does
@@ -56,6 +58,11 @@ def tensor_layout(
     return _TENSOR_LAYOUT.pack(dtype, device_type, device_index, rank, *shape, *pad, *strides, *pad)
 
 
+def layout_of(packed: bytes) -> bytes:
+    """All of a packed tensor but where it is."""
+    return packed[_TENSOR_HEAD.size :]
+
+
 def described(packed: bytes) -> tuple[int, tuple[int, ...]]:
     """The dtype's number and the shape of a packed tensor."""
     fields = _TENSOR_LAYOUT.unpack_from(packed, _TENSOR_HEAD.size)
@@ -76,6 +83,11 @@ _CONTEXT_CHOICE = Struct("@Ni3P")
 _CONTEXT_CALL = Struct("@PN2P")
 _NO_CALL = _CONTEXT_CALL.pack(0, 0, 0, 0)
 _CONTEXT_SIZE = _CONTEXT_CHOICE.size + _CONTEXT_CALL.size
+# And what a CUDA device needs besides; without it the struct ends above.
+_CONTEXT_CUDA = Struct("@P2qP")
+_SIZE = Struct("@N")
+_CUDA_CONTEXT_SIZE = _SIZE.pack(_CONTEXT_SIZE + _CONTEXT_CUDA.size)
+_NO_CHOICE = _CONTEXT_CHOICE.pack(_CONTEXT_SIZE, 0, 0, 0, 0)
 
 
 class Held(bytes):
@@ -174,10 +186,31 @@ def of_one_call(
 ) -> bytes:
     """The same context (None: the default) with the addresses of scratch memory, of a CallReport
     to fill in, and of an int32 that ends the call."""
-    choice = packed or _CONTEXT_CHOICE.pack(_CONTEXT_SIZE, 0, 0, 0, 0)
+    choice = packed or _NO_CHOICE
     call = _CONTEXT_CALL.pack(workspace, workspace_size, report, cancel)
     whole = Held(choice[: _CONTEXT_CHOICE.size] + call)
     whole.owner = packed
+    return whole
+
+
+def on_cuda(
+    packed: bytes | None,
+    stream: int,
+    max_chunk_size: int = 0,
+    max_context_len: int = 0,
+    status: bytes | None = None,
+    workspace: int = 0,
+    workspace_size: int = 0,
+) -> bytes:
+    """The same context (None: the default) for tensors on a CUDA device: the addresses of stream
+    and workspace, the maxima (0: the default), and the packed tensor of the status."""
+    whole = Held(
+        _CUDA_CONTEXT_SIZE
+        + (packed or _NO_CHOICE)[_SIZE.size : _CONTEXT_CHOICE.size]
+        + _CONTEXT_CALL.pack(workspace, workspace_size, 0, 0)
+        + _CONTEXT_CUDA.pack(stream, max_chunk_size, max_context_len, _address(status))
+    )
+    whole.owner = packed, status
     return whole
 
 
@@ -205,6 +238,8 @@ class BackendInfo(Sized):
         ("reason", c_char_p),
         ("available", c_int32),
         ("num_targets", c_int32),
+        ("memory", c_int32),
+        ("half_weights", c_int32),
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pagefill._c import dlpack
+from pagefill._c import dlpack, dtypes
 from pagefill._c.library import DTYPES
 from pagefill._c.structs import MAX_RANK, Held, described, tensor, tensor_layout
 
@@ -44,10 +44,10 @@ _WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
 
 @lru_cache(maxsize=4096)
 def _layout(dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes | str:
-    """The packed layout, or what is wrong: "expected ..., got ..."."""
+    """The packed layout, or what is wrong: "expected ..., got ...", or the name of a dtype."""
     code = DTYPES.get(dtype.name)
     if code is None:
-        return f"expected dtype {', '.join(DTYPES)}, got {dtype.name}"
+        return dtype.name
     if not dtype.isnative:
         return f"expected dtype {dtype.name} in the machine's byte order, got the other order"
     if len(shape) > MAX_RANK:
@@ -59,6 +59,8 @@ def _layout(dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ..
 
 
 def _refuse(name: str, problem: str) -> Exception:
+    if not problem.startswith("expected"):
+        return dtypes.unknown_dtype(name, problem)
     kind = TypeError if problem.startswith("expected dtype") else ValueError
     return kind(f"{name}: {problem}")
 

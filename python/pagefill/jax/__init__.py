@@ -1,7 +1,8 @@
 """Attention over a paged KV cache, for JAX arrays, inside jit, vmap, shard_map, scan and AOT
 compilation.
 
-Runs on the CPU, in XLA's own threads. Inference only: there is no gradient.
+Runs on the CPU, in XLA's own threads, and on CUDA devices, on XLA's streams, where pagefill was
+built with CUDA. Inference only: there is no gradient.
 """
 
 from pagefill.jax._library import register_handlers

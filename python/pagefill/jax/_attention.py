@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import mlir
 
 from pagefill._c.structs import INT32_MAX, OptionFlag
 from pagefill.jax import _primitive
-from pagefill.jax._check import check_attention, is_known
+from pagefill.jax._check import check_attention, cuda_workspace, is_known
 
 GIVEN = {
     "query_starts": 1,
@@ -25,8 +26,18 @@ GIVEN = {
 }
 """Optional operands, in their order, by the bits that name them in python/src/jax_call.h."""
 
+NUM_OPERANDS = 5  # before those
+
 Array = jax.Array
 Batched = tuple[Sequence[Array], Sequence[int]]
+
+
+class Maxima(NamedTuple):
+    """What no sequence exceeds, which plans a call for CUDA; 0 is the default, all that there may
+    be."""
+
+    max_chunk_size: int = 0
+    max_context_len: int = 0
 
 
 class Numbers(NamedTuple):
@@ -60,6 +71,7 @@ def _abstract(
     given: tuple[str, ...],
     numbers: Numbers,
     with_lse: bool,
+    maxima: Maxima,
 ) -> list[jax.core.ShapedArray]:
     operands = (query, key_cache, value_cache, context_lens, page_table)
     output = (*query.shape[:2], *value_cache.shape[3:4])
@@ -72,8 +84,20 @@ def _abstract(
     return results
 
 
-def _attributes(given: tuple[str, ...], numbers: Numbers, with_lse: bool) -> dict[str, Any]:
+def _attributes(
+    given: tuple[str, ...], numbers: Numbers, with_lse: bool, maxima: Maxima
+) -> dict[str, Any]:
     del with_lse  # the number of results says it
+    for name, value in maxima._asdict().items():
+        if value:
+            raise ValueError(
+                f"{name}: expected None in a computation for the CPU, which reads lengths, "
+                f"got {value}"
+            )
+    return _options_as_attributes(given, numbers)
+
+
+def _options_as_attributes(given: tuple[str, ...], numbers: Numbers) -> dict[str, Any]:
     return {
         "given": given_bits(given),
         "flags": np.int32(sum(FLAGS[name] for name in FLAGS if getattr(numbers, name) is not None)),
@@ -82,6 +106,49 @@ def _attributes(given: tuple[str, ...], numbers: Numbers, with_lse: bool) -> dic
         "mask_value": np.float32(numbers.mask_value or 0),
         "sliding_window": np.int64(numbers.sliding_window or 0),
     }
+
+
+def _on_cuda(
+    context: Any,
+    *operands: Any,
+    given: tuple[str, ...],
+    numbers: Numbers,
+    with_lse: bool,
+    maxima: Maxima,
+) -> Any:
+    """The FFI call for CUDA. Its workspace is one more result, which XLA places as it does all
+    memory of a program: scratch memory of the handler's would be given to others while a command
+    buffer that was captured still uses it. Only where the size cannot be known here, without a GPU
+    or with open dimensions, it is scratch memory, and the call stays out of command buffers."""
+    ins, outs = list(context.avals_in), list(context.avals_out)
+    size = None
+    if is_known(*ins, *outs):
+        named = dict(zip(given, ins[NUM_OPERANDS:], strict=True))
+        output = outs[0].shape
+        size = cuda_workspace(
+            ins[:NUM_OPERANDS], named, numbers._asdict(), output, with_lse, maxima
+        )
+    aliases = {}
+    values = list(operands)
+    if "query_starts" in given:  # rows of no sequence, which the call does not write
+        for result, (aval, rest) in enumerate(zip(outs, (0, -np.inf), strict=False)):
+            aliases[len(values)] = result
+            fill = mlir.lower_fun(
+                functools.partial(jnp.full, aval.shape, rest, aval.dtype), multiple_results=False
+            )
+            values += fill(context.replace(avals_in=[], avals_out=[aval]))
+        ins += outs
+    workspace = jax.core.ShapedArray((size or 0,), np.dtype(np.uint8))
+    target = "pagefill_attention_scratch" if size is None else "pagefill_attention"
+    rule = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
+    results = rule(
+        context.replace(avals_in=ins, avals_out=[*outs, workspace]),
+        *values,
+        **_options_as_attributes(given, numbers),
+        max_chunk_size=np.int64(maxima.max_chunk_size),
+        max_context_len=np.int64(maxima.max_context_len),
+    )
+    return list(results)[:-1]
 
 
 def _batch(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> Batched:
@@ -106,6 +173,7 @@ def _fold(
     given: tuple[str, ...],
     numbers: Numbers,
     with_lse: bool,
+    maxima: Maxima,
 ) -> Batched:
     """One ragged call for `size` calls; all that is a sequence's has the mapped dimension in
     front."""
@@ -129,6 +197,8 @@ def _fold(
         # A call that does not begin with 0 must stay an error in the whole.
         wrong = jnp.max(jnp.abs(own[:, 0]), initial=0)
         starts = jnp.where(wrong == 0, starts, starts.at[:1].set(wrong))
+        if maxima.max_chunk_size:  # that sequence has more rows, where there is much padding
+            maxima = maxima._replace(max_chunk_size=tokens)
         lengths = jnp.pad(lengths, ((0, 0), (0, 1)))
         table = jnp.pad(table, ((0, 0), (0, 1), (0, 0)))
         if kv_start is not None:
@@ -150,6 +220,7 @@ def _fold(
         optional,
         numbers,
         with_lse,
+        maxima,
     )
     results = [result.reshape(size, tokens, *result.shape[1:]) for result in results]
     if padding is not None and with_lse and "sinks" in given:
@@ -159,7 +230,7 @@ def _fold(
 
 
 attention_p = _primitive.define(
-    "pagefill_attention", "pagefill_attention", _abstract, _batch, _attributes
+    "pagefill_attention", "pagefill_attention", _abstract, _batch, _attributes, on_cuda=_on_cuda
 )
 
 
@@ -172,15 +243,20 @@ def bind(
     optional: dict[str, Array | None],
     numbers: Numbers,
     with_lse: bool,
+    maxima: Maxima,
 ) -> list[Array]:
     """[output], or [output, lse]. Without query_starts the batch of one: context_len,
     page_indices."""
     given = {name: array for name in GIVEN if (array := optional.get(name)) is not None}
     arguments = [query, key_cache, value_cache, context_lens, page_table, *given.values()]
-    results = attention_p.bind(*arguments, given=tuple(given), numbers=numbers, with_lse=with_lse)
+    results = attention_p.bind(
+        *arguments, given=tuple(given), numbers=numbers, with_lse=with_lse, maxima=maxima
+    )
     return list(_primitive.varying_alike(arguments, results))
 
 
-attend = functools.partial(jax.jit, static_argnames=("numbers", "with_lse"), inline=True)(bind)
+attend = functools.partial(
+    jax.jit, static_argnames=("numbers", "with_lse", "maxima"), inline=True
+)(bind)
 """bind for calls outside of jit as well: compiled once for each combination of shapes and
 options."""

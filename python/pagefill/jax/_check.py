@@ -15,10 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from pagefill._c import structs
+from pagefill._c import dtypes, structs
 from pagefill._c.library import DTYPES, check, lib
 
 Shape = tuple[Any, ...]
+
+_ANYWHERE = structs.context(backend="reference")
+"""For checks: the backend of PAGEFILL_BACKEND may be one for other memory than the CPU's."""
 
 _FIRST_ADDRESS = 1 << 40
 _SPACING = 1 << 12  # keeps neighbours apart and every dtype aligned
@@ -49,7 +52,8 @@ def expect(name: str, aval: jax.core.ShapedArray, shape: str, sizes: Shape, *dty
 class Shapes:
     """Tensors without memory, each at an address of its own; and memory of zeros for the batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: int = structs.CPU) -> None:
+        self._device_type = device_type
         self._next = _FIRST_ADDRESS
         self._alive: list[object] = []
 
@@ -69,18 +73,17 @@ class Shapes:
         self, name: str, aval: jax.core.ShapedArray | None, shape: Shape | None = None
     ) -> bytes | None:
         """A tensor whose elements the call reads: all are 0."""
-        if aval is None:
-            return None
+        if aval is None or self._device_type != structs.CPU:  # a device's elements are not read
+            return self.tensor(name, aval, shape)
         shape = aval.shape if shape is None else shape
         memory = np.zeros(max(1, math.prod(shape)), aval.dtype)
         self._alive.append(memory)
         return self._pack(name, aval, shape, memory.ctypes.data)
 
-    @staticmethod
-    def _pack(name: str, aval: jax.core.ShapedArray, shape: Shape, address: int) -> bytes:
+    def _pack(self, name: str, aval: jax.core.ShapedArray, shape: Shape, address: int) -> bytes:
         code = DTYPES.get(aval.dtype.name)
         if code is None:
-            raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {aval.dtype.name}")
+            raise dtypes.unknown_dtype(name, aval.dtype.name)
         if len(shape) > structs.MAX_RANK:
             raise ValueError(
                 f"{name}: expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"
@@ -89,7 +92,8 @@ class Shapes:
         for size in reversed(shape):
             strides.append(stride)
             stride = min(stride * size, 1 << 62)
-        return structs.tensor(address, structs.tensor_layout(code, shape, strides[::-1]))
+        layout = structs.tensor_layout(code, shape, strides[::-1], self._device_type)
+        return structs.tensor(address, layout)
 
 
 def check_attention(
@@ -103,15 +107,46 @@ def check_attention(
     output: Shape,
 ) -> None:
     """Raises what pagefill_ragged_page_attention would say of the shapes, dtypes and options."""
-    shapes = Shapes()
-    query_starts = optional.get("query_starts")
-    if query_starts is None:  # prefill_page_attention: the batch of one
+    if "query_starts" not in optional:  # prefill_page_attention: the batch of one
         expect("context_len", context_lens, "[1]", (1,), "int32")
         expect("page_indices", page_table, "[num_pages]", (None,), "int32")
+    operands = (query, key_cache, value_cache, context_lens, page_table)
+    size = ctypes.c_size_t()
+    check(_workspace(Shapes(), operands, optional, numbers, output, False, _ANYWHERE, size))
+
+
+def cuda_workspace(
+    operands: Sequence[jax.core.ShapedArray],
+    optional: dict[str, jax.core.ShapedArray],
+    numbers: dict[str, Any],
+    output: Shape,
+    with_lse: bool,
+    maxima: tuple[int, int],
+) -> int | None:
+    """The bytes that attention needs on CUDA device 0; None where there is none to ask."""
+    size = ctypes.c_size_t()
+    where = structs.on_cuda(None, 0, *maxima)
+    shapes = Shapes(structs.CUDA)
+    failed = _workspace(shapes, operands, optional, numbers, output, with_lse, where, size)
+    return None if failed else size.value
+
+
+def _workspace(
+    shapes: Shapes,
+    operands: Sequence[jax.core.ShapedArray],
+    optional: dict[str, jax.core.ShapedArray],
+    numbers: dict[str, Any],
+    output: Shape,
+    with_lse: bool,
+    where: bytes | None,
+    size: ctypes.c_size_t,
+) -> int:
+    query, key_cache, value_cache, context_lens, page_table = operands
+    query_starts = optional.get("query_starts")
+    table_shape: Shape = page_table.shape
+    if query_starts is None:
         query_starts = jax.core.ShapedArray((2,), context_lens.dtype)
-        table_shape: Shape = (1, *page_table.shape)
-    else:
-        table_shape = page_table.shape
+        table_shape = (1, *page_table.shape)
     options = structs.attention_options(
         **numbers,
         sinks=shapes.tensor("sinks", optional.get("sinks")),
@@ -119,22 +154,21 @@ def check_attention(
         key_scale=shapes.tensor("key_scale", optional.get("key_scale")),
         value_scale=shapes.tensor("value_scale", optional.get("value_scale")),
     )
-    size = ctypes.c_size_t()
-    check(
-        lib.pagefill_attention_workspace_size(
-            shapes.tensor("query", query),
-            shapes.tensor("key_cache", key_cache),
-            shapes.tensor("value_cache", value_cache),
-            shapes.zeros("query_starts", query_starts),
-            shapes.zeros("context_lens", context_lens),
-            shapes.tensor("page_table", page_table, table_shape),
-            options,
-            shapes.tensor("output", query, output),
-            None,
-            None,
-            ctypes.byref(size),
-        )
+    lse = jax.core.ShapedArray(output[:2], np.dtype(np.float32)) if with_lse else None
+    status: int = lib.pagefill_attention_workspace_size(
+        shapes.tensor("query", query),
+        shapes.tensor("key_cache", key_cache),
+        shapes.tensor("value_cache", value_cache),
+        shapes.zeros("query_starts", query_starts),
+        shapes.zeros("context_lens", context_lens),
+        shapes.tensor("page_table", page_table, table_shape),
+        options,
+        shapes.tensor("output", query, output),
+        shapes.tensor("lse", lse),
+        where,
+        ctypes.byref(size),
     )
+    return status
 
 
 def check_append(
@@ -159,6 +193,6 @@ def check_append(
             shapes.zeros("context_lens", context_lens),
             shapes.tensor("page_table", page_table),
             options,
-            None,
+            _ANYWHERE,
         )
     )

@@ -11,10 +11,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from pagefill.jax._check import check_environment
-from pagefill.jax._library import HANDLERS
+from pagefill.jax._library import PLATFORMS
 
 Avals = Sequence[jax.core.ShapedArray]
 Aliases = Callable[..., dict[int, int]]
+Lowering = Callable[..., Any]
 
 
 def define(
@@ -24,6 +25,7 @@ def define(
     batch: Callable[..., tuple[Sequence[jax.Array], Sequence[int]]],
     attributes: Callable[..., Mapping[str, Any]],
     aliases: Aliases = lambda **params: {},
+    on_cuda: Lowering | None = None,
 ) -> Primitive:
     """A primitive of several results.
 
@@ -31,6 +33,8 @@ def define(
     batch(args, dims, **params)  the rule of vmap
     attributes(**params)         of the FFI call, as NumPy scalars
     aliases(**params)            operand i and result aliases[i] are one place
+    on_cuda(context, *operands, **params)
+                                 the lowering for CUDA, where it is another than for the CPU
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -49,8 +53,9 @@ def define(
         return rule(context, *operands, **attributes(**params))
 
     mlir.register_lowering(primitive, _wrong_platform(name))
-    for platform in HANDLERS:
-        mlir.register_lowering(primitive, lower, platform=platform)
+    for platform in PLATFORMS:
+        rule = on_cuda if on_cuda is not None and platform == "cuda" else lower
+        mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
 
@@ -81,8 +86,9 @@ def _no_gradient(name: str) -> Callable[..., NoReturn]:
 def _wrong_platform(name: str) -> Callable[..., NoReturn]:
     def lower(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> NoReturn:
         raise NotImplementedError(
-            f"{name}: this build of pagefill runs on {', '.join(HANDLERS)}; expected a computation "
-            f"for that, got one for {', '.join(context.module_context.platforms)}"
+            f"{name}: this build of pagefill runs on {', '.join(PLATFORMS)} (the CUDA backend is "
+            "compiled in where nvcc is found); expected a computation for that, got one for "
+            f"{', '.join(context.module_context.platforms)}"
         )
 
     return lower

@@ -8,7 +8,7 @@ import jax
 
 from pagefill._c.options import DEFAULT_MASK_VALUE, integer, mask, real
 from pagefill.jax._arguments import array, given, lengths, pages
-from pagefill.jax._attention import Numbers, attend
+from pagefill.jax._attention import Maxima, Numbers, attend
 from pagefill.jax._merge import merge
 
 State = tuple[jax.Array, jax.Array]
@@ -25,6 +25,8 @@ class Options(TypedDict, total=False):
     kv_start: jax.Array | int | None
     key_scale: jax.Array | None
     value_scale: jax.Array | None
+    max_chunk_size: int | None
+    max_context_len: int | None
 
 
 @overload
@@ -53,6 +55,19 @@ def prefill_page_attention(
 ) -> State: ...
 
 
+@overload
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> jax.Array | State: ...
+
+
 def prefill_page_attention(
     query: jax.Array,
     key_cache: jax.Array,
@@ -68,6 +83,8 @@ def prefill_page_attention(
     kv_start: jax.Array | int | None = None,
     key_scale: jax.Array | None = None,
     value_scale: jax.Array | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
     return_lse: bool = False,
 ) -> jax.Array | State:
     """The chunk of one sequence attends to all that the cache holds for it.
@@ -92,6 +109,9 @@ def prefill_page_attention(
         kv_start: int32 [1] or [], or an integer: the position of the first slot of page_indices.
         key_scale, value_scale: float32 [1], [num_kv_heads] or [num_kv_heads, total_num_pages,
             page_size], of a quantised cache.
+        max_chunk_size, max_context_len: what no sequence exceeds, in rows and in keys of its pages.
+            They plan a computation for CUDA, where lengths are not looked at; None: chunk_size (or
+            total_tokens) and the table's capacity. Only there.
         return_lse: whether to return the log-sum-exp as well.
 
     Returns:
@@ -103,10 +123,11 @@ def prefill_page_attention(
 
     Raises:
         ValueError, TypeError: a shape, dtype or number that breaks a rule, when the call is traced.
-        NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when the result is waited
-            for; ValueError where XLA ran the call in the calling thread. The message is the
-            library's.
+        NotImplementedError: a gradient, or a computation for another platform than the CPU and,
+            where pagefill was built with CUDA, CUDA.
+        jax.errors.JaxRuntimeError: on the CPU, a length or page number out of range, when the
+            result is waited for; ValueError where XLA ran the call in the calling thread. The
+            message is the library's. On CUDA the rows that need it are NaN.
     """
     results = attend(
         array("query", query),
@@ -122,6 +143,7 @@ def prefill_page_attention(
         ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
+        maxima=_maxima(max_chunk_size, max_context_len),
     )
     return (results[0], results[1]) if return_lse else results[0]
 
@@ -154,6 +176,20 @@ def ragged_page_attention(
 ) -> State: ...
 
 
+@overload
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> jax.Array | State: ...
+
+
 def ragged_page_attention(
     query: jax.Array,
     key_cache: jax.Array,
@@ -170,6 +206,8 @@ def ragged_page_attention(
     kv_start: jax.Array | int | None = None,
     key_scale: jax.Array | None = None,
     value_scale: jax.Array | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
     return_lse: bool = False,
 ) -> jax.Array | State:
     """prefill_page_attention for a batch of sequences, chunks and single decode tokens mixed.
@@ -205,6 +243,7 @@ def ragged_page_attention(
         ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
+        maxima=_maxima(max_chunk_size, max_context_len),
     )
     return (results[0], results[1]) if return_lse else results[0]
 
@@ -244,3 +283,16 @@ def _numbers(
         None if sliding_window is None else integer("sliding_window", sliding_window),
         mask(mask_value),
     )
+
+
+def _maxima(max_chunk_size: Any, max_context_len: Any) -> Maxima:
+    return Maxima(
+        _maximum("max_chunk_size", max_chunk_size), _maximum("max_context_len", max_context_len)
+    )
+
+
+def _maximum(name: str, value: Any) -> int:
+    number = 0 if value is None else integer(name, value)
+    if number < 0:
+        raise ValueError(f"{name}: expected None or at least 1, got {number}")
+    return number

@@ -94,10 +94,11 @@ def append_kv(
     Raises:
         ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is
             traced.
-        NotImplementedError: a gradient, or a computation for another platform than the CPU.
-        jax.errors.JaxRuntimeError: a length or page number out of range, when a result is waited
-            for; ValueError where XLA ran the call in the calling thread. The message is the
-            library's.
+        NotImplementedError: a gradient, or a computation for another platform than the CPU and,
+            where pagefill was built with CUDA, CUDA.
+        jax.errors.JaxRuntimeError: on the CPU, a length or page number out of range, when a result
+            is waited for; ValueError where XLA ran the call in the calling thread. The message is
+            the library's. On CUDA a token without a slot is not written.
     """
     operands = (
         array("keys", keys),

@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache, for PyTorch tensors on the CPU.
+"""Attention over a paged KV cache, for PyTorch tensors on the CPU or a CUDA device.
 
 The operators are in torch's own registry too, as torch.ops.pagefill: torch.compile and torch.export
 trace through these functions. Inference only.

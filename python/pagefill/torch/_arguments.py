@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagefill._c.options import DEFAULT_MASK_VALUE
+from pagefill._c.options import DEFAULT_MASK_VALUE, threads
 from pagefill._c.structs import INT32_MAX, INT64_MAX
 
 _FIT_INT32 = (torch.int8, torch.int16, torch.uint8, torch.uint16)
@@ -67,7 +67,7 @@ def integer(name: str, value: Any) -> int:
     if result is None:
         raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
     if not -INT64_MAX <= result <= INT64_MAX:
-        raise ValueError(f"{name}: expected at most {INT64_MAX}, got {result}")
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {result}")
     return result
 
 
@@ -77,14 +77,27 @@ def _text(name: str, value: Any) -> str | None:
     raise TypeError(f"{name}: expected a name, got {_shown(value)}")
 
 
-def where(num_threads: Any, backend: Any, cpu_target: Any) -> tuple[Any, ...]:
-    """How a call runs; nothing where that is the default."""
-    if num_threads is None and backend is None and cpu_target is None:
+def where(
+    num_threads: Any,
+    backend: Any,
+    cpu_target: Any,
+    max_chunk_size: Any = None,
+    max_context_len: Any = None,
+) -> tuple[Any, ...]:
+    """How a call runs, up to the last group of which one is given."""
+    if num_threads is backend is cpu_target is max_chunk_size is max_context_len is None:
         return ()
-    return (
-        None if num_threads is None else integer("num_threads", num_threads),
+    choice = (
+        None if num_threads is None else threads(integer("num_threads", num_threads)),
         _text("backend", backend),
         _text("cpu_target", cpu_target),
+    )
+    if max_chunk_size is max_context_len is None:
+        return choice
+    return (
+        *choice,
+        None if max_chunk_size is None else integer("max_chunk_size", max_chunk_size),
+        None if max_context_len is None else integer("max_context_len", max_context_len),
     )
 
 

@@ -30,12 +30,23 @@ class AttentionOptions(TypedDict, total=False):
     num_threads: int | None
     backend: str | None
     cpu_target: str | None
+    max_chunk_size: int | None
+    max_context_len: int | None
+    status: Tensor | None
 
 
-def _attend_into(
-    operators: Operators, return_lse: bool, out: Any, out_lse: Any, arguments: tuple[Any, ...]
+def _attend(
+    operators: Operators,
+    arguments: tuple[Any, ...],
+    return_lse: bool,
+    out: Any,
+    out_lse: Any,
+    status: Any,
 ) -> Any:
-    """The operator for given tensors; what is not given and returned is new."""
+    """The operator that returns new tensors; or, where one to write is given, the operator that
+    writes, with what is not given and returned new."""
+    if out is out_lse is status is None:
+        return operators.with_lse(*arguments) if return_lse else operators.plain(*arguments)
     out = _arguments.optional_tensor("out", out)
     out_lse = _arguments.optional_tensor("out_lse", out_lse)
     query, _, value_cache, *_ = arguments
@@ -43,11 +54,15 @@ def _attend_into(
         out = operators.new_output(query, value_cache)
     if out_lse is None and return_lse:
         out_lse = operators.new_lse(query)
-    operators.out(out, out_lse, *arguments)
+    if status is None:
+        operators.out(out, out_lse, *arguments)
+    else:
+        operators.out(out, out_lse, *arguments, status=_arguments.tensor("status", status))
     return (out, out_lse) if return_lse else out
 
 
 _NO_NUMBERS = (None, None, None, None)
+_HERE = (None, None, None, None, None)
 
 
 def _options(
@@ -60,9 +75,7 @@ def _options(
     kv_start: Any,
     key_scale: Any,
     value_scale: Any,
-    num_threads: Any,
-    backend: Any,
-    cpu_target: Any,
+    *where: Any,
 ) -> tuple[Any, ...]:
     """Of the types that the schema takes, in its order, up to the last group of which one is given:
     the schema knows the defaults, and converting them back and forth costs a microsecond."""
@@ -74,9 +87,7 @@ def _options(
     if sliding_window is not None:
         sliding_window = _arguments.integer("sliding_window", sliding_window)
     numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
-    where: tuple[Any, ...] = ()
-    if not (num_threads is backend is cpu_target is None):
-        where = _arguments.where(num_threads, backend, cpu_target)
+    where = () if where == _HERE else _arguments.where(*where)
     if not where and sinks is kv_start is key_scale is value_scale is None:
         return () if numbers == _NO_NUMBERS else numbers
     return (
@@ -111,6 +122,17 @@ def prefill_page_attention(
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def prefill_page_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    context_len: Tensor | int,
+    page_indices: Tensor,
+    *,
+    return_lse: bool,
+    **options: Unpack[AttentionOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def prefill_page_attention(
     query: Tensor,
     key_cache: Tensor,
@@ -132,6 +154,9 @@ def prefill_page_attention(
     num_threads: int | None = None,
     backend: str | None = None,
     cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The chunk of one sequence attends to all that the cache holds for it.
 
@@ -154,9 +179,15 @@ def prefill_page_attention(
         out: where to write the output, [chunk_size, num_q_heads, v_head_dim] in query's dtype.
         out_lse: where to write the log-sum-exp, float32 [chunk_size, num_q_heads]; written where
             given, returned with return_lse.
-        num_threads: 1 to 1024; None: PAGEFILL_NUM_THREADS, else torch.get_num_threads().
+        num_threads: of the CPU, 1 to 1024; None: PAGEFILL_NUM_THREADS, else
+            torch.get_num_threads().
         backend: a name of pagefill.list_backends(); None: PAGEFILL_BACKEND, else the best.
         cpu_target: an instruction set; None: PAGEFILL_CPU_TARGET, else the best.
+        max_chunk_size, max_context_len: what no sequence exceeds, in rows and in keys of its pages.
+            They plan a call on a CUDA device, which does not look at lengths; None: chunk_size (or
+            total_tokens) and the table's capacity. Only there.
+        status: int32 [4] of zeros on the device, written: code, sequence, entry and value of the
+            first length or page that is bad. Only there.
 
     Returns:
         The output, [chunk_size, num_q_heads, v_head_dim] in query's dtype (`out` where given); with
@@ -166,11 +197,15 @@ def prefill_page_attention(
     tensors of other integers, which are converted. A row that sees no key gives
     output 0 and log-sum-exp -inf.
 
+    On a CUDA device, where all tensors are on it, the call is enqueued on torch's current stream.
+
     Raises:
-        ValueError: a shape, stride, length, page or option that breaks a rule.
+        ValueError: a shape, stride, length, page or option that breaks a rule. On a CUDA device a
+            bad length or page raises nothing: rows that need it are NaN, and `status` says which.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode,
-            or has a forward-mode tangent; `out` or `out_lse` in torch.vmap.
+        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the
+            others; one that requires grad, in grad mode, or has a forward-mode tangent; `out`,
+            `out_lse` or `status` in torch.vmap.
         MemoryError: no memory for the workspace.
     """
     arguments = (
@@ -192,13 +227,12 @@ def prefill_page_attention(
             num_threads,
             backend,
             cpu_target,
+            max_chunk_size,
+            max_context_len,
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    if out is not None or out_lse is not None:
-        result = _attend_into(PREFILL, return_lse, out, out_lse, arguments)
-    else:
-        result = PREFILL.with_lse(*arguments) if return_lse else PREFILL.plain(*arguments)
+    result = _attend(PREFILL, arguments, return_lse, out, out_lse, status)
     return result
 
 
@@ -226,6 +260,18 @@ def ragged_page_attention(
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def ragged_page_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    page_table: Tensor,
+    *,
+    return_lse: bool,
+    **options: Unpack[AttentionOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def ragged_page_attention(
     query: Tensor,
     key_cache: Tensor,
@@ -248,6 +294,9 @@ def ragged_page_attention(
     num_threads: int | None = None,
     backend: str | None = None,
     cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """prefill_page_attention for a batch of sequences, chunks and single decode tokens mixed.
 
@@ -283,11 +332,10 @@ def ragged_page_attention(
             num_threads,
             backend,
             cpu_target,
+            max_chunk_size,
+            max_context_len,
         ),
     )
     result: Tensor | tuple[Tensor, Tensor]
-    if out is not None or out_lse is not None:
-        result = _attend_into(RAGGED, return_lse, out, out_lse, arguments)
-    else:
-        result = RAGGED.with_lse(*arguments) if return_lse else RAGGED.plain(*arguments)
+    result = _attend(RAGGED, arguments, return_lse, out, out_lse, status)
     return result

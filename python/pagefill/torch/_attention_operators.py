@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,21 @@ from pagefill._c.library import check, lib
 from pagefill._c.options import real
 from pagefill._c.outputs import NAMES
 from pagefill._c.structs import attention_options
-from pagefill.torch import _fake
+from pagefill.torch import _fake, _workspace
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, new_view, optional_view, view
+from pagefill.torch._views import (
+    cpu_context,
+    cuda_context,
+    mark_written,
+    new_view,
+    optional_view,
+    unread_int32,
+    view,
+)
+from pagefill.torch._workspace import NUM_OPTIONS
+
+_c_prefill = lib.pagefill_prefill_page_attention
+_c_ragged = lib.pagefill_ragged_page_attention
 
 _CACHES = "Tensor query, Tensor key_cache, Tensor value_cache"
 _SEQUENCE = "Tensor context_len, Tensor page_indices"
@@ -25,8 +37,11 @@ _OPTIONS = (
     "float? softmax_scale=None, float? mask_value=None, float? attn_logits_soft_cap=None, "
     "SymInt? sliding_window=None, Tensor? sinks=None, Tensor? kv_start=None, "
     "Tensor? key_scale=None, Tensor? value_scale=None, "
-    "int? num_threads=None, str? backend=None, str? cpu_target=None"
+    "int? num_threads=None, str? backend=None, str? cpu_target=None, "
+    "SymInt? max_chunk_size=None, SymInt? max_context_len=None"
 )
+
+_STATUS = "Tensor(c!)? status=None"  # of the operator that writes anyway: the others stay functions
 
 
 def _options(
@@ -51,7 +66,7 @@ def _options(
 _options_of_numbers = lru_cache(maxsize=1024)(_options)
 
 
-def _options_and_context(
+def _options_of(
     softmax_scale: float | None = None,
     mask_value: float | None = None,
     attn_logits_soft_cap: float | None = None,
@@ -60,19 +75,20 @@ def _options_and_context(
     kv_start: Tensor | None = None,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
-    *where: Any,
-) -> tuple[bytes | None, bytes | None]:
+) -> bytes | None:
     numbers = (softmax_scale, mask_value, attn_logits_soft_cap, sliding_window)
     if sinks is kv_start is key_scale is value_scale is None:
-        return _options_of_numbers(*numbers), context(*where)
-    options = _options(
+        return _options_of_numbers(*numbers)
+    return _options(
         *numbers,
         optional_view("sinks", sinks),
         optional_view("kv_start", kv_start),
         optional_view("key_scale", key_scale),
         optional_view("value_scale", value_scale),
     )
-    return options, context(*where)
+
+
+_DEFAULTS: tuple[bytes | None, tuple[Any, ...]] = (None, ())
 
 
 def _prefill(
@@ -85,21 +101,31 @@ def _prefill(
     page_indices: Tensor,
     *rest: Any,
 ) -> None:
-    options, where = _options_and_context(*rest) if rest else (None, context())
-    check(
-        lib.pagefill_prefill_page_attention(
-            view("query", query),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
-            view("context_len", context_len),
-            view("page_indices", page_indices),
-            options,
-            out,
-            out_lse,
-            where,
-        ),
-        NAMES,
+    options, where = (_options_of(*rest[:NUM_OPTIONS]), rest[NUM_OPTIONS:]) if rest else _DEFAULTS
+    tensors = (
+        view("query", query),
+        view("key_cache", key_cache),
+        view("value_cache", value_cache),
+        view("context_len", context_len),
+        view("page_indices", page_indices),
     )
+    run: bytes | None
+    if query.is_cuda:
+        ragged = partial(_batch_of_one, tensors, query.get_device(), page_indices.shape)
+        held = _workspace.allocate(query, tensors, ragged, options, rest, out, out_lse)
+        run = cuda_context(query.get_device(), held, *where)
+    else:
+        run = cpu_context(*where)
+    check(_c_prefill(*tensors, options, out, out_lse, run), NAMES)
+
+
+def _batch_of_one(
+    tensors: tuple[bytes, ...], device: int, pages: tuple[int, ...]
+) -> tuple[bytes, ...]:
+    """A prefill call's tensors as those of the ragged call, for what does not read the metadata."""
+    *caches, length, _ = tensors
+    starts, table = unread_int32(2, device=device), unread_int32(1, *pages, device=device)
+    return *caches, starts, length, table
 
 
 def _ragged(
@@ -113,22 +139,22 @@ def _ragged(
     page_table: Tensor,
     *rest: Any,
 ) -> None:
-    options, where = _options_and_context(*rest) if rest else (None, context())
-    check(
-        lib.pagefill_ragged_page_attention(
-            view("query", query),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
-            view("query_starts", query_starts),
-            view("context_lens", context_lens),
-            view("page_table", page_table),
-            options,
-            out,
-            out_lse,
-            where,
-        ),
-        NAMES,
+    options, where = (_options_of(*rest[:NUM_OPTIONS]), rest[NUM_OPTIONS:]) if rest else _DEFAULTS
+    tensors = (
+        view("query", query),
+        view("key_cache", key_cache),
+        view("value_cache", value_cache),
+        view("query_starts", query_starts),
+        view("context_lens", context_lens),
+        view("page_table", page_table),
     )
+    run: bytes | None
+    if query.is_cuda:
+        held = _workspace.allocate(query, tensors, lambda: tensors, options, rest, out, out_lse)
+        run = cuda_context(query.get_device(), held, *where)
+    else:
+        run = cpu_context(*where)
+    check(_c_ragged(*tensors, options, out, out_lse, run), NAMES)
 
 
 def _empty_output(query: Tensor, value_cache: Tensor) -> Tensor:
@@ -189,7 +215,8 @@ def _define(
 
     def out(out: Tensor, out_lse: Tensor | None, *rest: Any) -> None:
         run(view("out", out), optional_view("out_lse", out_lse), *rest)
-        mark_written(out, out_lse)
+        status = rest[num_inputs] if len(rest) > num_inputs else None
+        mark_written(out, out_lse, status)
 
     def fake_plain(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Any) -> Tensor:
         check_fake(None, None, query, key_cache, value_cache, *rest)
@@ -199,11 +226,12 @@ def _define(
         return fake_plain(query, key_cache, value_cache, *rest), new_lse(query)
 
     inputs = f"{_CACHES}, {metadata}, {_OPTIONS}"
+    num_inputs = inputs.count(",") + 1
     outputs = "Tensor(a!) out, Tensor(b!)? out_lse"
     return Operators(
         define(name, inputs, "Tensor", plain, fake_plain),
         define(f"{name}_lse", inputs, "(Tensor, Tensor)", with_lse, fake_with_lse),
-        define(f"{name}_out", f"{outputs}, {inputs}", "()", out, check_fake),
+        define(f"{name}_out", f"{outputs}, {inputs}, {_STATUS}", "()", out, check_fake),
         new_output,
         new_lse,
     )

@@ -17,6 +17,7 @@ def _attention(
     key_cache: Tensor,
     value_cache: Tensor,
     num_seqs: int,
+    tokens_name: str,
     softmax_scale: float | None = None,
     mask_value: float | None = None,
     attn_logits_soft_cap: float | None = None,
@@ -25,10 +26,10 @@ def _attention(
     kv_start: Tensor | None = None,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
-    *_where: object,
+    *where: Any,
 ) -> None:
     """All rules but those of the metadata."""
-    _rules.tensor("query", query, ["total_tokens", "num_q_heads", "head_dim"])
+    _rules.tensor("query", query, [tokens_name, "num_q_heads", "head_dim"])
     _rules.dtype("query", query, *_rules.FLOATS)
     tokens, q_heads, dim = query.shape
     _rules.head_dim("query", "head_dim", dim)
@@ -51,11 +52,12 @@ def _attention(
     _rules.scale("value_scale", value_scale, "value_cache", value_cache)
     _start(kv_start, num_seqs)
     if out is not None:
-        _rules.tensor("out", out, [("total_tokens", tokens), heads, ("v_head_dim", v_dim)])
+        _rules.tensor("out", out, [(tokens_name, tokens), heads, ("v_head_dim", v_dim)])
         _rules.dtype("out", out, query.dtype)
     if out_lse is not None:
-        _rules.tensor("out_lse", out_lse, [("total_tokens", tokens), heads])
+        _rules.tensor("out_lse", out_lse, [(tokens_name, tokens), heads])
         _rules.dtype("out_lse", out_lse, torch.float32)
+    _rules.settings(query.device, *where)
 
 
 def _start(kv_start: Tensor | None, num_seqs: int) -> None:
@@ -89,7 +91,7 @@ def prefill(
     _rules.dtype("context_len", context_len, torch.int32)
     _rules.tensor("page_indices", page_indices, ["num_pages"])
     _rules.dtype("page_indices", page_indices, torch.int32)
-    _attention(out, out_lse, query, key_cache, value_cache, 1, *options)
+    _attention(out, out_lse, query, key_cache, value_cache, 1, "chunk_size", *options)
 
 
 def ragged(
@@ -104,7 +106,7 @@ def ragged(
     *options: Any,
 ) -> None:
     num_seqs = _batch(query_starts, context_lens, page_table)
-    _attention(out, out_lse, query, key_cache, value_cache, num_seqs, *options)
+    _attention(out, out_lse, query, key_cache, value_cache, num_seqs, "total_tokens", *options)
 
 
 def merge(
@@ -114,7 +116,7 @@ def merge(
     lse_a: Tensor,
     output_b: Tensor,
     lse_b: Tensor,
-    *_where: object,
+    *where: Any,
 ) -> None:
     _rules.tensor("output_a", output_a, ["total_tokens", "num_q_heads", "v_head_dim"])
     _rules.dtype("output_a", output_a, *_rules.FLOATS)
@@ -128,6 +130,7 @@ def merge(
         if lse is not None:
             _rules.tensor(name, lse, shape[:2])
             _rules.dtype(name, lse, torch.float32)
+    _rules.settings(output_a.device, *where)
 
 
 def append(
@@ -143,7 +146,10 @@ def append(
     value_scale: Tensor | None = None,
     chosen_key_scale: Tensor | None = None,
     chosen_value_scale: Tensor | None = None,
-    *_where: object,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    status: Tensor | None = None,
 ) -> None:
     _rules.caches(key_cache, value_cache)
     heads = ("num_kv_heads", key_cache.shape[0])
@@ -163,3 +169,4 @@ def append(
                 f"{kind}_scale: expected none beside chosen_{kind}_scale, got {list(given.shape)}"
             )
     _start(kv_start, _batch(query_starts, context_lens, page_table))
+    _rules.settings(keys.device, num_threads, backend, cpu_target, status=status)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pagefill._c.library import check, lib
+from pagefill._c.outputs import NAMES
 from pagefill._c.structs import append_options
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
@@ -26,7 +27,10 @@ def _append(
     value_scale: Tensor | None = None,
     chosen_key_scale: Tensor | None = None,
     chosen_value_scale: Tensor | None = None,
-    *where: Any,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    status: Tensor | None = None,
 ) -> None:
     options = append_options(
         optional_view("kv_start", kv_start),
@@ -45,10 +49,11 @@ def _append(
             view("context_lens", context_lens),
             view("page_table", page_table),
             options,
-            context(*where),
-        )
+            context(keys, num_threads, backend, cpu_target, None, None, status),
+        ),
+        NAMES,
     )
-    mark_written(key_cache, value_cache, chosen_key_scale, chosen_value_scale)
+    mark_written(key_cache, value_cache, chosen_key_scale, chosen_value_scale, status)
 
 
 _APPEND = define(
@@ -57,7 +62,8 @@ _APPEND = define(
     "Tensor query_starts, Tensor context_lens, Tensor page_table, Tensor? kv_start=None, "
     "Tensor? key_scale=None, Tensor? value_scale=None, "
     "Tensor(c!)? chosen_key_scale=None, Tensor(d!)? chosen_value_scale=None, "
-    "int? num_threads=None, str? backend=None, str? cpu_target=None",
+    "int? num_threads=None, str? backend=None, str? cpu_target=None, "
+    "Tensor(e!)? status=None",
     "()",
     _append,
     _fake.append,
@@ -81,6 +87,7 @@ def append_kv(
     num_threads: int | None = None,
     backend: str | None = None,
     cpu_target: str | None = None,
+    status: Tensor | None = None,
 ) -> None:
     """Writes the keys and values of new tokens into their slots of the cache, in place.
 
@@ -100,12 +107,15 @@ def append_kv(
             [num_kv_heads, total_num_pages, page_size]: a quantised cache gets x / scale.
         chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size];
             written: the scale of each new slot is chosen. Not together with key_scale, value_scale.
-        num_threads, backend, cpu_target: as in prefill_page_attention.
+        num_threads, backend, cpu_target, status: as in prefill_page_attention.
 
     Raises:
-        ValueError: a shape, stride, length or page that breaks a rule; nothing is written.
+        ValueError: a shape, stride, length or page that breaks a rule; nothing is written. On a
+            CUDA device lengths and pages raise nothing: a token without a slot is not written, and
+            `status` says so.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode.
+        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the
+            others; one that requires grad, in grad mode.
     """
     _APPEND(
         _arguments.tensor("keys", keys),
@@ -121,4 +131,5 @@ def append_kv(
         _arguments.optional_tensor("chosen_key_scale", chosen_key_scale),
         _arguments.optional_tensor("chosen_value_scale", chosen_value_scale),
         *_arguments.where(num_threads, backend, cpu_target),
+        **({} if status is None else {"status": _arguments.tensor("status", status)}),
     )

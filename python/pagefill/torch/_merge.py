@@ -35,7 +35,7 @@ def _merge(
             view("lse_b", lse_b),
             out,
             out_lse,
-            context(*where),
+            context(output_a, *where),
         ),
         NAMES,
     )
@@ -100,7 +100,8 @@ def merge_attention_states(
     Raises:
         ValueError: a shape or stride that breaks a rule.
         TypeError: a dtype or a type.
-        NotImplementedError: a tensor that is not on the CPU; one that requires grad, in grad mode.
+        NotImplementedError: a tensor elsewhere than on the CPU or a CUDA device, or than the
+            others; one that requires grad, in grad mode.
     """
     states = (
         _arguments.tensor("output_a", output_a),

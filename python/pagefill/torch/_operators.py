@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pagefill.torch._rules import on_one_device
 from pagefill.torch._views import needs_no_gradient
 
+_key: Any = torch._C.DispatchKey
 _keys: Any = torch._C.DispatchKeySet
-_PLAIN = (_keys(torch._C.DispatchKey.CPU) | _keys(torch._C.DispatchKey.AutogradCPU)).raw_repr()
+_PLAIN = {
+    (_keys(backend) | _keys(autograd)).raw_repr()
+    for backend, autograd in ((_key.CPU, _key.AutogradCPU), (_key.CUDA, _key.AutogradCUDA))
+}
 _BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset
 
 _library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
@@ -31,39 +36,31 @@ _TAGS = (
 def define(
     name: str, arguments: str, returns: str, kernel: Callable[..., Any], fake: Callable[..., Any]
 ) -> Any:
-    """The operator pagefill::name. `kernel` runs it on dense CPU tensors, `fake` without data. Both
-    get positional arguments, less those at the end that have their defaults."""
+    """The operator pagefill::name. `kernel` runs it on dense tensors of the CPU or of CUDA, `fake`
+    without data. Both get positional arguments, less those at the end that have their defaults."""
     _library.define(f"{name}({arguments}) -> {returns}", tags=_TAGS)
     operator = getattr(torch.ops.pagefill, name).default
     names = [argument.name for argument in operator._schema.arguments]
 
     def fake_of_one_device(*values: Any) -> Any:
-        tensors = [
-            (argument, value)
-            for argument, value in zip(names, values, strict=False)
-            if isinstance(value, Tensor)
-        ]
-        device = tensors[0][1].device
-        for argument, value in tensors:
-            if value.device != device:
-                raise ValueError(
-                    f"{argument}: expected a tensor on {device}, got one on {value.device}"
-                )
+        on_one_device({n: v for n, v in zip(names, values, strict=False) if isinstance(v, Tensor)})
         return fake(*values)
 
     def refuse(*values: Any) -> NoReturn:
         for argument, value in zip(names, values, strict=False):
             if isinstance(value, Tensor) and not _is_readable(value):
                 raise NotImplementedError(
-                    f"{argument}: expected a dense tensor on the CPU, "
+                    f"{argument}: expected a dense tensor on the CPU or a CUDA device, "
                     f"got {value.layout} on {value.device}"
                 )
-        raise NotImplementedError(f"pagefill::{name}: expected dense tensors on the CPU")
+        raise NotImplementedError(
+            f"pagefill::{name}: expected dense tensors on the CPU or a CUDA device"
+        )
 
     def autograd(keyset: Any, *values: Any) -> Any:
-        # Tensors of the CPU and nothing of torch between autograd and the kernel: a second trip
+        # Tensors of one place and nothing of torch between autograd and the kernel: a second trip
         # through the dispatcher would cost 2 us. The kernel refuses what requires a gradient.
-        if keyset.raw_repr() == _PLAIN and forward_ad._current_level < 0:
+        if keyset.raw_repr() in _PLAIN and forward_ad._current_level < 0:
             return kernel(*values)
         # In torch.func's transforms only this level sees that a gradient is asked for.
         for argument, value in zip(names, values, strict=False):
@@ -81,7 +78,9 @@ def define(
 
         _library.impl(name, refuse_vmap, "FuncTorchBatched")
 
-    _library.impl(name, _unseen_by_dynamo(kernel), "CPU")
+    run = _unseen_by_dynamo(kernel)
+    _library.impl(name, run, "CPU")
+    _library.impl(name, run, "CUDA")
     _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
     _library.impl(name, _unseen_by_dynamo(autograd), "Autograd", with_keyset=True)
     torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
@@ -112,4 +111,4 @@ def _unseen_by_dynamo(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return tensor.device.type in ("cpu", "cuda") and tensor.layout is torch.strided

@@ -9,13 +9,14 @@ the data, lengths and pages, is left to the call.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pagefill._c.options import real
-from pagefill.torch._views import dtype_name
+from pagefill.torch._views import dtype_name, no_threads, none_on_the_cpu
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -42,8 +43,57 @@ def _extents_agree(tensor: Tensor, shape: Shape) -> bool:
     )
 
 
+def _memory_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"CUDA device {device.index or 0}"
+    return "the CPU" if device.type == "cpu" else str(device)
+
+
+def on_one_device(tensors: dict[str, Tensor]) -> None:
+    """Of two devices the one where more tensors are is meant."""
+    devices = {name: given.device for name, given in tensors.items()}
+    if len(set(devices.values())) == 1:
+        return
+    counts = Counter(devices.values())
+    where = max(devices, key=lambda name: counts[devices[name]])
+    for name, device in devices.items():
+        if device != devices[where]:
+            raise NotImplementedError(
+                f"{name}: expected memory of {_memory_of(devices[where])}, where {where} is, "
+                f"got memory of {_memory_of(device)}"
+            )
+
+
+def settings(
+    device: torch.device,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
+) -> None:
+    if device.type != "cuda":
+        none_on_the_cpu(max_chunk_size, max_context_len, status)
+        return
+    if num_threads is not None:
+        no_threads(num_threads)
+    at_least_none("max_chunk_size", "total_tokens", max_chunk_size)
+    at_least_none("max_context_len", "max_pages * page_size", max_context_len)
+    if status is not None:
+        tensor("status", status, [("4", 4)])
+        dtype("status", status, torch.int32)
+
+
+def at_least_none(name: str, default: str, maximum: int | None) -> None:
+    if maximum is not None:
+        torch._check_value(
+            maximum >= 0, lambda: f"{name}: expected 0 ({default}) or more, got {maximum}"
+        )
+
+
 def tensor(name: str, given: Tensor, *shapes: Shape, any_stride: bool = False) -> None:
-    """On the CPU, of one of these shapes, innermost stride 1."""
+    """Dense, of one of these shapes, innermost stride 1."""
 
     def wrong_shape() -> str:
         return f"{name}: expected shape {' or '.join(map(_text, shapes))}, got {list(given.shape)}"
@@ -54,9 +104,10 @@ def tensor(name: str, given: Tensor, *shapes: Shape, any_stride: bool = False) -
                 torch._check_value(extent == dimension[1], wrong_shape)
     elif not any(_extents_agree(given, shape) for shape in shapes):
         raise ValueError(wrong_shape())
-    if given.device.type not in ("cpu", "meta") or given.layout is not torch.strided:
+    if given.device.type not in ("cpu", "cuda", "meta") or given.layout is not torch.strided:
         raise NotImplementedError(
-            f"{name}: expected a dense tensor on the CPU, got {given.layout} on {given.device}"
+            f"{name}: expected a dense tensor on the CPU or a CUDA device, "
+            f"got {given.layout} on {given.device}"
         )
     if not any_stride:
         stride = given.stride(-1)

@@ -1,23 +1,22 @@
-"""Tensors as pagefill_tensor, read in place; and torch's number of threads."""
+"""Tensors as pagefill_tensor, read in place; torch's number of threads, and its current stream."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from pagefill._c import options, structs
+from pagefill._c import dtypes, options, structs
 from pagefill._c.library import DTYPES
 
 _CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 _pack = structs.tensor
 _unpack_dual: Any = forward_ad.unpack_dual
-_MAX_THREADS = 1024  # what PAGEFILL_NUM_THREADS and pagefill_context take
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -38,16 +37,23 @@ def needs_no_gradient(name: str, tensor: Tensor) -> None:
         )
 
 
+def _place(device: int) -> tuple[int, int]:
+    """Type and index for the C interface, of what Tensor.get_device says: -1 for the CPU."""
+    return (structs.CPU, 0) if device < 0 else (structs.CUDA, device)
+
+
 @lru_cache(maxsize=4096)
-def _layout(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+def _layout(
+    dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], device: int
+) -> bytes:
     """The packed layout; an error does not know the tensor's name yet."""
     if dtype not in _CODES:
-        raise TypeError(f"expected dtype {', '.join(DTYPES)}, got {dtype_name(dtype)}")
+        raise TypeError(dtype_name(dtype))
     if len(shape) > structs.MAX_RANK:
         raise ValueError(
             f"expected at most {structs.MAX_RANK} dimensions, got shape {list(shape)}"
         )
-    return structs.tensor_layout(_CODES[dtype], shape, strides)
+    return structs.tensor_layout(_CODES[dtype], shape, strides, *_place(device))
 
 
 def view(name: str, tensor: Tensor) -> bytes:
@@ -55,21 +61,31 @@ def view(name: str, tensor: Tensor) -> bytes:
     if tensor.requires_grad:
         needs_no_gradient(name, tensor)
     try:
-        layout = _layout(tensor.dtype, tensor.shape, tensor.stride())
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        layout = _layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.get_device())
+    except TypeError as error:
+        raise dtypes.unknown_dtype(name, str(error)) from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return _pack(tensor.data_ptr(), layout)
 
 
 def new_view(tensor: Tensor) -> bytes:
     """Of a new row-major tensor, whose strides need no asking."""
-    return _pack(tensor.data_ptr(), _row_major(tensor.dtype, tensor.shape))
+    layout = _row_major(tensor.dtype, tensor.shape, tensor.get_device())
+    return _pack(tensor.data_ptr(), layout)
 
 
 @lru_cache(maxsize=4096)
-def _row_major(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+def _row_major(dtype: torch.dtype, shape: tuple[int, ...], device: int) -> bytes:
     # A dtype or rank that C lacks was taken from an argument, which `view` refuses by its name.
-    return structs.tensor_layout(_CODES.get(dtype, -1), shape, structs.row_major(shape))
+    strides = structs.row_major(shape)
+    return structs.tensor_layout(_CODES.get(dtype, -1), shape, strides, *_place(device))
+
+
+def unread_int32(*shape: int, device: int) -> bytes:
+    """Of metadata whose elements a call does not read: the address is none."""
+    layout = _row_major(torch.int32, shape, device)
+    return _pack(structs.NOWHERE, layout)
 
 
 def optional_view(name: str, tensor: Tensor | None) -> bytes | None:
@@ -90,15 +106,76 @@ _getenv = ctypes.PyDLL(None).getenv
 _getenv.restype = ctypes.c_void_p
 
 
-def context(
-    num_threads: int | None = None, backend: str | None = None, cpu_target: str | None = None
+def cpu_context(
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
 ) -> bytes | None:
     """Unless told otherwise, as many threads as torch's own operators use; PAGEFILL_NUM_THREADS,
     where set, decides instead."""
+    if max_chunk_size is not None or max_context_len is not None or status is not None:
+        none_on_the_cpu(max_chunk_size, max_context_len, status)
     if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
         num_threads = torch.get_num_threads()
-        if num_threads > _MAX_THREADS:
-            num_threads = _MAX_THREADS
+        if num_threads > structs.MAX_THREADS:
+            num_threads = structs.MAX_THREADS
         if backend is None and cpu_target is None:
             return structs.context(num_threads)
     return options.context(num_threads, backend, cpu_target)
+
+
+_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as Inductor's programs do
+
+
+def cuda_context(
+    device: int,
+    workspace: Tensor | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
+) -> bytes:
+    """On torch's current stream of that device."""
+    if num_threads is not None:
+        no_threads(num_threads)
+    chosen = None if backend is cpu_target is None else options.context(None, backend, cpu_target)
+    return structs.on_cuda(
+        chosen,
+        _raw_stream(device),
+        max_chunk_size or 0,
+        max_context_len or 0,
+        None if status is None else view("status", status),
+        *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
+    )
+
+
+def context(tensor: Tensor, *where: Any) -> bytes | None:
+    """Where a call runs that needs no workspace: where the tensor is."""
+    if tensor.is_cuda:
+        return cuda_context(tensor.get_device(), None, *where)
+    return cpu_context(*where)
+
+
+def no_threads(num_threads: int) -> NoReturn:
+    raise ValueError(
+        f"num_threads: expected None with tensors on a CUDA device, got {num_threads}"
+    )
+
+
+def none_on_the_cpu(
+    max_chunk_size: int | None, max_context_len: int | None, status: Tensor | None
+) -> None:
+    """On the CPU lengths are read by the call, so that there is nothing to plan or to report."""
+    settings = {"max_chunk_size": max_chunk_size, "max_context_len": max_context_len}
+    if status is not None:
+        settings["status"] = "a tensor"  # type: ignore[assignment]
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}: expected None with tensors in memory of the CPU, got {value}"
+            )

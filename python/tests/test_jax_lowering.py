@@ -1,0 +1,129 @@
+"""What is compiled for CUDA, looked at without a GPU."""
+
+from __future__ import annotations
+
+import re
+
+import jax_support  # noqa: F401, before jax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pagefill
+import pagefill.jax
+from pagefill.jax import _attention
+from pagefill.jax._library import PLATFORMS
+
+pytestmark = pytest.mark.skipif(
+    "cuda" not in PLATFORMS, reason="pagefill was built without the CUDA backend"
+)
+
+CACHE = jax.ShapeDtypeStruct((2, 8, 16, 64), jnp.float32)
+ROWS = jax.ShapeDtypeStruct((8, 4, 64), jnp.float32)
+
+
+def int32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+PREFILL = (ROWS, CACHE, CACHE, int32(1), int32(4))
+RAGGED = (ROWS, CACHE, CACHE, int32(3), int32(2), int32(2, 4))
+
+
+def lowered(function, arguments, *platforms):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=platforms).as_text()
+
+
+def targets(text):
+    return re.findall(r"custom_call @(\w+)", text)
+
+
+def prefill(*arguments, **options):
+    return pagefill.jax.prefill_page_attention(*arguments, return_lse=True, **options)
+
+
+def ragged(*arguments, **options):
+    return pagefill.jax.ragged_page_attention(*arguments, return_lse=True, **options)
+
+
+def test_without_a_gpu_the_workspace_is_scratch_memory_outside_of_command_buffers(monkeypatch):
+    monkeypatch.setattr(_attention, "cuda_workspace", lambda *arguments: None)
+    text = lowered(lambda *a: prefill(*a, sliding_window=77), PREFILL, "cuda")
+    assert targets(text) == ["pagefill_attention_scratch"]
+    assert "tensor<0xui8>" in text
+
+
+def test_with_a_gpu_the_workspace_is_a_result_of_its_exact_size(monkeypatch):
+    asked = []
+
+    def size(operands, given, numbers, output, with_lse, maxima):
+        asked.append((operands[0].shape, output, with_lse, maxima))
+        return 4711
+
+    monkeypatch.setattr(_attention, "cuda_workspace", size)
+    text = lowered(lambda *a: prefill(*a, max_chunk_size=5, sliding_window=78), PREFILL, "cuda")
+    assert targets(text) == ["pagefill_attention"]
+    assert "tensor<4711xui8>" in text
+    assert "max_chunk_size = 5 : i64, max_context_len = 0 : i64" in text
+    assert asked == [((8, 4, 64), (8, 4, 64), True, (5, 0))]
+
+
+def test_rows_of_no_sequence_hold_the_empty_state_before_the_call():
+    text = lowered(ragged, RAGGED, "cuda")
+    [call] = [line for line in text.splitlines() if "custom_call @pagefill" in line]
+    assert call.count("output_operand_alias<") == 2
+    assert "dense<0xFF800000>" in text  # -inf
+    assert "output_operand_alias" not in lowered(prefill, PREFILL, "cuda")
+
+
+def test_the_same_call_is_lowered_for_both_platforms():
+    text = lowered(ragged, RAGGED, "cpu", "cuda")
+    assert len(targets(text)) == 2
+    assert targets(lowered(ragged, RAGGED, "cpu")) == ["pagefill_attention"]
+
+
+def test_append_and_merge_are_lowered_for_cuda():
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.float32)
+    append = (tokens, tokens, CACHE, CACHE, *RAGGED[3:])
+    text = lowered(pagefill.jax.append_kv, append, "cuda")
+    assert targets(text) == ["pagefill_append_kv"]
+    assert text.count("output_operand_alias<") == 2
+    lse = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+    text = lowered(pagefill.jax.merge_attention_states, (ROWS, lse, ROWS, lse), "cuda")
+    assert targets(text) == ["pagefill_merge"]
+
+
+def test_shapes_that_stay_open_are_exported_for_cuda():
+    from jax import export
+
+    chunk, pages = export.symbolic_shape("chunk, pages")
+    rows = jax.ShapeDtypeStruct((chunk, 4, 64), jnp.float32)
+    check = export.DisabledSafetyCheck.custom_call("pagefill_attention_scratch")
+    for function, arguments in (
+        (prefill, (rows, CACHE, CACHE, int32(1), int32(pages))),
+        (ragged, (rows, CACHE, CACHE, int32(3), int32(2), int32(2, pages))),
+    ):
+        exported = export.export(jax.jit(function), platforms=["cuda"], disabled_checks=[check])
+        assert "pagefill_attention_scratch" in exported(*arguments).mlir_module()
+
+
+def test_maxima_are_for_cuda_alone():
+    for name in ("max_chunk_size", "max_context_len"):
+        with pytest.raises(ValueError, match=f"{name}: expected None in a computation for the CPU"):
+            lowered(lambda *a: prefill(*a, **{name: 7}), PREFILL, "cpu")
+        with pytest.raises(ValueError, match=f"{name}: expected None or at least 1, got -1"):
+            lowered(lambda *a: prefill(*a, **{name: -1}), PREFILL, "cuda")
+
+
+def test_a_bad_shape_is_named_when_a_call_for_cuda_is_traced():
+    with pytest.raises(ValueError, match="query: expected num_q_heads a multiple"):
+        bad = jax.ShapeDtypeStruct((8, 3, 64), np.float32)
+        lowered(prefill, (bad, *PREFILL[1:]), "cuda")
+
+
+def test_the_environment_may_ask_for_the_backend_of_cuda(monkeypatch):
+    if not any(b.available for b in pagefill.list_backends() if b.memory == "cuda"):
+        pytest.skip("no GPU: PAGEFILL_BACKEND=cuda is an error")
+    monkeypatch.setenv("PAGEFILL_BACKEND", "cuda")
+    assert targets(lowered(lambda *a: prefill(*a, sliding_window=79), PREFILL, "cuda"))
