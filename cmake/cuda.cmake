@@ -18,9 +18,15 @@ if(NOT PAGEFILL_CUDA STREQUAL "OFF" AND NOT CMAKE_CROSSCOMPILING)
   # enable_language ends the configuration where nvcc is there and does not work, with a host compiler that it
   # does not take for one; AUTO leaves it out instead.
   if(CMAKE_CUDA_COMPILER AND PAGEFILL_CUDA STREQUAL "AUTO" AND NOT DEFINED PAGEFILL_NVCC_WORKS)
+    separate_arguments(options NATIVE_COMMAND "${CMAKE_CUDA_FLAGS} $ENV{CUDAFLAGS}")
+    if(CMAKE_CUDA_HOST_COMPILER)
+      list(APPEND options -ccbin ${CMAKE_CUDA_HOST_COMPILER})
+    elseif(DEFINED ENV{CUDAHOSTCXX})
+      list(APPEND options -ccbin $ENV{CUDAHOSTCXX})
+    endif()
     file(WRITE ${PROJECT_BINARY_DIR}/nvcc/probe.cu "__global__ void probe() {}\n")
     execute_process(
-      COMMAND ${CMAKE_CUDA_COMPILER} -std=c++20 -c probe.cu -o probe.o
+      COMMAND ${CMAKE_CUDA_COMPILER} ${options} -std=c++20 -c probe.cu -o probe.o
       WORKING_DIRECTORY ${PROJECT_BINARY_DIR}/nvcc
       RESULT_VARIABLE result OUTPUT_QUIET ERROR_QUIET)
     if(result EQUAL 0)
