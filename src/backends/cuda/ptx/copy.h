@@ -9,18 +9,15 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Copies kBytes, or writes zeros where `is_valid` is false and reads nothing.
+// Copies 4 or 8 bytes, or writes zeros where `is_valid` is false and reads nothing. 16 of them are
+// copy_async_some's.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool is_valid) {
+  static_assert(kBytes == 4 || kBytes == 8);
   const int size = is_valid ? kBytes : 0;
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
-                 "r"(size)
-                 : "memory");
-  }
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+               "r"(size)
+               : "memory");
 }
 
 // 16 bytes, of which `size` are read, and the others written as zeros.
