@@ -116,9 +116,10 @@ Status check_slot_scale(std::string_view name, const TensorView& scale, std::str
 }
 
 CacheScale cache_scale(const TensorView& scale) {
+  const auto& strides = without_idle_strides(scale).strides;
   const auto* data = static_cast<const float*>(scale.data);
-  if (scale.rank == 3) return {data, scale.strides[0], scale.strides[1], scale.strides[2]};
-  return {data, scale.shape[0] > 1 ? scale.strides[0] : 0, 0, 0};
+  if (scale.rank == 3) return {data, strides[0], strides[1], strides[2]};
+  return {data, strides[0], 0, 0};
 }
 
 Status check_batch(const Batch& batch, const TensorView& kv_start, int64_t total_tokens,
@@ -243,16 +244,16 @@ Result<Problem> validate(const TensorView& query, const TensorView& key_cache,
   }
 
   Problem p;
-  p.query = query;
-  p.key_cache = key_cache;
-  p.value_cache = value_cache;
-  p.output = output.output;
-  p.lse = output.lse;
-  p.query_starts = batch.query_starts;
-  p.context_lens = batch.context_lens;
-  p.page_table = batch.page_table;
-  p.kv_start = options.kv_start;
-  p.sinks = options.sinks;
+  p.query = without_idle_strides(query);
+  p.key_cache = without_idle_strides(key_cache);
+  p.value_cache = without_idle_strides(value_cache);
+  p.output = without_idle_strides(output.output);
+  p.lse = without_idle_strides(output.lse);
+  p.query_starts = without_idle_strides(batch.query_starts);
+  p.context_lens = without_idle_strides(batch.context_lens);
+  p.page_table = without_idle_strides(batch.page_table);
+  p.kv_start = without_idle_strides(options.kv_start);
+  p.sinks = without_idle_strides(options.sinks);
   p.device = key_cache.device;
   p.num_seqs = batch.context_lens.shape[0];
   p.num_q_heads = num_q_heads;

@@ -51,6 +51,16 @@ Status check_scale(std::string_view name, const TensorView& scale, std::string_v
 Status check_slot_scale(std::string_view name, const TensorView& scale, std::string_view cache_name,
                         const TensorView& cache);
 
+// A dimension of one element has any stride, up to 2^63. Nothing steps along it, so that from here on it is 0:
+// code may multiply a stride by the element size, or add it once too often, without a look at the extent.
+template <typename View>
+View without_idle_strides(View view) {
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] == 1) view.strides[i] = 0;
+  }
+  return view;
+}
+
 // A checked scale.
 CacheScale cache_scale(const TensorView& scale);
 

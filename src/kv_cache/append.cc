@@ -126,11 +126,11 @@ Status append_kv(const TensorView& keys, const TensorView& values,
                                        keys.shape[0], kRaggedNames));
   AppendProblem problem;
   Problem& batch = problem.batch;
-  batch.key_cache = key_cache;
-  batch.query_starts = query_starts;
-  batch.context_lens = context_lens;
-  batch.page_table = page_table;
-  batch.kv_start = options.kv_start;
+  batch.key_cache = without_idle_strides(key_cache);
+  batch.query_starts = without_idle_strides(query_starts);
+  batch.context_lens = without_idle_strides(context_lens);
+  batch.page_table = without_idle_strides(page_table);
+  batch.kv_start = without_idle_strides(options.kv_start);
   batch.device = key_cache.device;
   batch.num_seqs = context_lens.shape[0];
   batch.page_size = key_cache.shape[2];
@@ -140,9 +140,11 @@ Status append_kv(const TensorView& keys, const TensorView& values,
     PAGEFILL_RETURN_IF_ERROR(check_slots(batch, s));
     num_tokens += batch.sequence(s).num_rows;
   }
-  problem.keys = {keys, key_cache, cache_scale(options.key_scale), options.chosen_key_scale};
-  problem.values = {values, value_cache, cache_scale(options.value_scale),
-                    options.chosen_value_scale};
+  problem.keys = {without_idle_strides(keys), without_idle_strides(key_cache),
+                  cache_scale(options.key_scale), without_idle_strides(options.chosen_key_scale)};
+  problem.values = {without_idle_strides(values), without_idle_strides(value_cache),
+                    cache_scale(options.value_scale),
+                    without_idle_strides(options.chosen_value_scale)};
   PAGEFILL_RETURN_IF_ERROR(check_written({{"key_cache", key_cache},
                                           {"value_cache", value_cache},
                                           {"chosen_key_scale", options.chosen_key_scale},

@@ -79,7 +79,9 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
   PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
   if (key_cache.device.type != DeviceType::kCpu) {
     return where->backend->copy_pages(
-        {copies, key_cache, value_cache, options.key_scale, options.value_scale}, where->settings);
+        {copies, without_idle_strides(key_cache), without_idle_strides(value_cache),
+         without_idle_strides(options.key_scale), without_idle_strides(options.value_scale)},
+        where->settings);
   }
 
   const int64_t num_kv_heads = key_cache.shape[0];

@@ -40,6 +40,21 @@ TEST(AppendKv, TakesNoTokensAtAll) {
   expect_appends({.sequences = {{0, 0}, {0, 9}}, .padding_tokens = 0});
 }
 
+TEST(AppendKv, LooksAtNoStrideOfADimensionOfOneElement) {
+  AppendCase append(
+      {.sequences = {{1, 1}}, .num_kv_heads = 1, .page_size = 1, .padding_tokens = 0});
+  for (auto* view : {&append.key_cache, &append.value_cache}) {
+    for (int i = 0; i < 3; ++i) {
+      if (view->shape[i] == 1) view->strides[i] = std::numeric_limits<int64_t>::max();
+    }
+  }
+  for (auto* view : {&append.keys, &append.values}) {
+    view->strides[0] = view->strides[1] = std::numeric_limits<int64_t>::max();
+  }
+  ASSERT_TRUE(append.call().ok());
+  append.expect_written();
+}
+
 TEST(AppendKv, CountsFromPositionZeroWithoutKvStart) {
   AppendCase append({.sequences = {{4, 9}, {2, 2}}});
   ASSERT_TRUE(append_kv(append.keys, append.values, append.key_cache, append.value_cache,

@@ -138,5 +138,35 @@ TEST(Strides, InputsMayBroadcastWithAStrideOfZero) {
   }
 }
 
+// One page of one slot and one token of one head: no stride is ever stepped along, whatever it says. The
+// sanitizers' builds see what is multiplied or added all the same.
+TEST(Strides, ADimensionOfOneElementMayHaveAny) {
+  const auto widen = [](auto& view, int dimensions) {
+    for (int i = 0; i < dimensions; ++i) {
+      if (view.shape[i] == 1) view.strides[i] = std::numeric_limits<int64_t>::max();
+    }
+  };
+  for (DType cache : {DType::kFloat32, DType::kInt8}) {
+    const Problem problem = random_problem(
+        {.sequences = {{1, 1}}, .num_q_heads = 1, .num_kv_heads = 1, .cache_dtype = cache});
+    const Chunk chunks[] = {{0, 0, 1}};
+    for (const Where& where : all_targets()) {
+      SCOPED_TRACE(describe(where));
+      const Arguments plain = lay_out(problem, chunks, {.page_size = 1});
+      Arguments wide = lay_out(problem, chunks, {.page_size = 1});
+      widen(wide.query, 2), widen(wide.output.output, 2), widen(wide.output.lse, 2);
+      widen(wide.key_cache, 3), widen(wide.value_cache, 3);
+      widen(wide.context_lens, 1), widen(wide.page_table, 2);
+      widen(wide.options.key_scale, 3), widen(wide.options.value_scale, 3);
+      ASSERT_TRUE(call(plain, where).ok());
+      const Status status = call(wide, where);
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_EQ(std::memcmp(plain.output_memory.data(), wide.output_memory.data(),
+                            static_cast<size_t>(plain.output_memory.size())),
+                0);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pagefill::testing

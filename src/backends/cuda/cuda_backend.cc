@@ -26,9 +26,8 @@ constexpr int kFloat16WeightShift = 15;
 // The widest vector that every row of the tensor begins at a multiple of: 16, 8, 4, 2 or 1 bytes.
 int vector_bytes(const TensorView& view) {
   uint64_t bits = reinterpret_cast<uintptr_t>(view.data) | 16;
-  for (int i = 0; i + 1 < view.rank; ++i) {
-    if (view.shape[i] > 1) bits |= static_cast<uint64_t>(view.strides[i] * dtype_size(view.dtype));
-  }
+  for (int i = 0; i + 1 < view.rank; ++i)
+    bits |= static_cast<uint64_t>(view.strides[i] * dtype_size(view.dtype));
   return static_cast<int>(bits & -bits);
 }
 
