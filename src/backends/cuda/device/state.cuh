@@ -121,4 +121,19 @@ __device__ __forceinline__ int64_t output_offset(const Arguments& a, int64_t tok
   return token * a.output.token_stride + q_head * a.output.head_stride;
 }
 
+// The rows of tokens [begin, end), all heads: what lengths that make no sense come to.
+__device__ inline void write_nan(const Arguments& a, int64_t first_token, int64_t num_rows,
+                                 int first_head, int num_heads, int64_t thread, int64_t step) {
+  const int pairs = a.values.dim / 2;
+  for (int64_t i = thread; i < num_rows * num_heads * pairs; i += step) {
+    const int64_t row = i / pairs, token = first_token + row / num_heads;
+    const int q_head = first_head + static_cast<int>(row % num_heads);
+    const int column = static_cast<int>(i % pairs) * 2;
+    with_output_type<float>(a.query_dtype, [&](auto type) {
+      store_pair<decltype(type)>(a.output, output_offset(a, token, q_head) + column, kNaN, kNaN);
+    });
+    if (column == 0) store_lse(a, token, q_head, kNaN);
+  }
+}
+
 }  // namespace pagefill::cuda

@@ -1,0 +1,221 @@
+// A consumer warpgroup: 64 rows of a row tile against its KV tiles.
+#pragma once
+
+#include "backends/cuda/sm90/finish.cuh"
+
+namespace pagefill::cuda::sm90 {
+
+// Names of barriers of some warps; 0 is __syncthreads'.
+inline constexpr int kFirstTurn = 1;      // and the next for the second consumer
+inline constexpr int kAllConsumers = 3;
+
+// Consumers take turns at the tensor cores: while one multiplies, the other computes its softmax.
+template <class C>
+struct Turns {
+  int group;
+  __device__ __forceinline__ void begin() const {
+    if (C::kConsumers == 2 && group == 1) give();
+  }
+  __device__ __forceinline__ void wait() const {
+    if constexpr (C::kConsumers == 2) ptx::named_wait(kFirstTurn + group, C::kConsumerThreads);
+  }
+  __device__ __forceinline__ void give() const {
+    if constexpr (C::kConsumers == 2) {
+      ptx::named_arrive(kFirstTurn + 1 - group, C::kConsumerThreads);
+    }
+  }
+};
+
+template <class C>
+struct Consumer {
+  const Arguments& a;
+  SharedMemory<C>& shared;
+  Turns<C> turns;
+  int thread;     // of the consumers'
+  int first_row;  // of the thread's two rows, in the row tile
+  Totals<C> totals;
+  Cursor<C::kStages> keys{}, values{};
+  uint32_t queries_parity = 0;
+
+  __device__ Consumer(const Arguments& arguments, SharedMemory<C>& memory)
+      : a(arguments),
+        shared(memory),
+        turns{uniform(threadIdx.x / kGroupThreads) - 1},
+        thread(static_cast<int>(threadIdx.x) - kGroupThreads),
+        first_row(thread / 32 * 16 + thread % 32 / 4),
+        totals(arguments, memory, thread) {}
+
+  __device__ __forceinline__ void find_rows(const Task& task, RowKeys (&rows)[2]) const {
+    const SequenceGeometry seq = task.plan->geometry();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {  // one that is not there does as the last one
+      const int64_t packed = task.first_row + min(first_row + 8 * r, task.num_rows - 1);
+      const int64_t position = seq.position(packed / a.group);
+      rows[r] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+    }
+  }
+
+  __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
+    wait(shared.barriers.keys_full[keys.at], keys.parity);
+    sm90::begin_scores<C>(shared.queries + turns.group * kGroupRows * 128, shared.keys[keys.at],
+                          scores);
+  }
+
+  // The scores are there.
+  __device__ __forceinline__ KeyNotes end_scores(bool is_last) {
+    const KeyNotes notes = shared.notes[keys.at];
+    arrive_as_warp(shared.barriers.keys_free[keys.at]);
+    if (is_last) arrive_as_warp(shared.barriers.queries_free);
+    keys.advance();
+    return notes;
+  }
+
+  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
+                                                const RowKeys (&rows)[2],
+                                                Scores<C>& scores) const {
+    const int begin = tile * C::kTileKv;
+    if (a.weight_factor == 1) scale_scores<C>(a, scores);
+    const bool has_bad =
+        (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
+    if (uniform(has_bad || !task.all_visible.contains(KeyInterval{begin, begin + C::kTileKv}))) {
+      mask_scores<C>(a, notes, begin, rows, scores);
+    }
+  }
+
+  // Before the product with a tile's values, where some row does not take all of them.
+  __device__ __forceinline__ void clean_values(const Task& task, int tile, const RowKeys (&rows)[2],
+                                               const PackedWeights<C>& weights,
+                                               Outputs<C>& output) {
+    const int begin = tile * C::kTileKv;
+    if (uniform(task.all_attended.contains(KeyInterval{begin, begin + C::kTileKv}))) return;
+    wait(shared.barriers.values_full[values.at], values.parity);
+    char* const tile_values = shared.values[values.at];
+    const bool found = finds_not_finite<C>(tile_values, thread);
+    if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
+    add_not_finite<C>(weights, tile_values, begin, rows, output);
+    ptx::named_wait(kAllConsumers, C::kConsumerThreads);
+    remove_not_finite<C>(tile_values, thread);
+    ptx::fence_proxy();
+    ptx::named_wait(kAllConsumers, C::kConsumerThreads);
+  }
+
+  __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights, Outputs<C>& output) {
+    wait(shared.barriers.values_full[values.at], values.parity);
+    sm90::begin_values<C>(weights, shared.values[values.at], output);
+  }
+
+  __device__ __forceinline__ void end_values(Outputs<C>& output) {
+    ptx::wait_for_products<0>();
+    ptx::pin(output);
+    arrive_as_warp(shared.barriers.values_free[values.at]);
+    values.advance();
+  }
+
+  // All KV tiles of a task, of which there are some. While the scores of one tile are computed, so are the
+  // values of the one before it.
+  __device__ __forceinline__ void run_tiles(const Task& task, Tiles tiles, Outputs<C>& output) {
+    RowKeys rows[2];
+    find_rows(task, rows);
+    Scores<C> scores;
+    PackedWeights<C> weights;
+    Rows2 states;
+    float rescale[2];
+    wait(shared.barriers.queries_full, queries_parity);
+    queries_parity ^= 1;
+
+    turns.wait();
+    begin_scores(scores);
+    turns.give();
+    ptx::wait_for_products<0>();
+    ptx::pin(scores);
+    finish_scores(task, tiles.begin, end_scores(tiles.begin + 1 == tiles.end), rows, scores);
+    softmax<C>(a, states, scores, rescale);
+    pack_weights<C>(scores, weights);
+
+    // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
+    clear_outputs(output);
+    bool is_first_segment = true;
+#pragma unroll 1
+    for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
+      clean_values(task, tile, rows, weights, output);
+      turns.wait();
+      begin_scores(scores);
+      begin_values(weights, output);
+      turns.give();
+      ptx::wait_for_products<1>();
+      ptx::pin(scores);
+      finish_scores(task, tile + 1, end_scores(tile + 2 == tiles.end), rows, scores);
+      const bool ends_segment = (tile + 1) % C::kSegmentTiles == 0;
+      const Rows2 ended = states;
+      if (ends_segment) states = Rows2();
+      const bool changes = softmax<C>(a, states, scores, rescale);
+      end_values(output);
+      if (ends_segment) {
+        end_segment(ended, is_first_segment, output);
+        keep_totals(totals, output);
+        clear_outputs(output);
+        is_first_segment = false;
+      } else if (changes) {
+        rescale_outputs<C>(rescale, output);
+      }
+      pack_weights<C>(scores, weights);
+    }
+    clean_values(task, tiles.end - 1, rows, weights, output);
+    turns.wait();
+    begin_values(weights, output);
+    turns.give();
+    end_values(output);
+    end_segment(states, is_first_segment, output);
+  }
+
+  __device__ __forceinline__ void run_task(const Task& task) {
+    const Tiles tiles = tiles_of<C>(task);
+    Outputs<C> output;
+    if (tiles.begin < tiles.end) {
+      run_tiles(task, tiles, output);
+    } else {
+      totals.rows[0] = totals.rows[1] = RowState();
+      clear_outputs(output);
+    }
+    if (task.segment >= 0) {
+      write_partial<C>(a, task, first_row, totals.rows, output);
+    } else {
+      write_output<C>(a, task, first_row, totals.rows, output);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void end_segment(const Rows2& ended, bool is_first,
+                                              Outputs<C>& output) {
+    RowState part[2];
+    states_of(ended, part);
+    merge_segment<C>(part, is_first, totals, output);
+  }
+  static __device__ __forceinline__ void clear_outputs(Outputs<C>& output) {
+#pragma unroll
+    for (int i = 0; i < 4 * C::kOutputCols; ++i) output[i / 4][i % 4] = 0;
+  }
+};
+
+template <class C>
+__device__ __forceinline__ void consume(const Arguments& a, SharedMemory<C>& shared) {
+  Consumer<C> consumer(a, shared);
+  consumer.turns.begin();
+#pragma unroll 1
+  for (Cursor<kTaskSlots> slot;; slot.advance()) {
+    wait(shared.barriers.task_full[slot.at], slot.parity);
+    const Task& task = shared.tasks[slot.at];
+    if (uniform(task.plan == nullptr)) return;
+    if (!uniform(task.plan->is_bad)) {
+      consumer.run_task(task);
+    } else {
+      const int64_t first = task.first_row / a.group;
+      const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+      write_nan(a, task.plan->query_start + first, last - first + 1, task.kv_head * a.group,
+                a.group, consumer.thread, C::kConsumerThreads);
+    }
+    arrive_as_warp(shared.barriers.task_free[slot.at]);
+  }
+}
+
+}  // namespace pagefill::cuda::sm90

@@ -1,0 +1,109 @@
+// The end of a segment and of a task: merging, partial states, output.
+#pragma once
+
+#include "backends/cuda/sm90/products.cuh"
+
+namespace pagefill::cuda::sm90 {
+
+// What the segments so far have come to: a thread's two rows. Their accumulators lie in `memory` from
+// `memory[thread]` on, a column every kConsumerThreads.
+template <class C>
+struct Totals {
+  float4* memory;
+  RowState rows[2];
+
+  __device__ Totals(const Arguments& a, SharedMemory<C>& shared, int thread)
+      : memory((C::kTotalsAreShared
+                    ? reinterpret_cast<float4*>(shared.totals)
+                    : reinterpret_cast<float4*>(a.workspace.totals) +
+                          int64_t{blockIdx.x} * (C::kOutputCols * C::kConsumerThreads)) +
+               thread) {}
+};
+
+// Takes a segment, of which accumulators lie in `output`, together with those before it; the result's lie in
+// `output`.
+template <class C>
+__device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is_first,
+                                              Totals<C>& totals, Outputs<C>& output) {
+  if (is_first) {
+    totals.rows[0] = part[0], totals.rows[1] = part[1];
+    return;
+  }
+  float total_factor[2], part_factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
+#pragma unroll
+  for (int col = 0; col < C::kOutputCols; ++col) {
+    const float4 of_col = totals.memory[col * C::kConsumerThreads];
+    const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      output[col][e] = merge_value(so_far[e], output[col][e], total_factor[e / 2],
+                                   part_factor[e / 2]);
+    }
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outputs<C>& output) {
+#pragma unroll
+  for (int col = 0; col < C::kOutputCols; ++col) {
+    const float(&x)[4] = output[col];
+    totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
+  }
+}
+
+// Calls write(r, packed row) for both rows of the thread, where the task has them.
+template <typename Write>
+__device__ __forceinline__ void for_each_row(const Task& task, int first_row, const Write& write) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = first_row + 8 * r;
+    if (row < task.num_rows) write(r, task.first_row + row);
+  }
+}
+
+__device__ __forceinline__ int column_of(int col) { return col * 8 + threadIdx.x % 4 * 2; }
+
+// The state of one segment of a split sequence, for combine.
+template <class C>
+__device__ __forceinline__ void write_partial(const Arguments& a, const Task& task, int first_row,
+                                              const RowState (&rows)[2], const Outputs<C>& output) {
+  const Workspace& w = a.workspace;
+  for_each_row(task, first_row, [&](int r, int64_t packed) {
+    const int64_t row =
+        packed / a.group * a.num_q_heads + task.kv_head * a.group + packed % a.group;
+    const int64_t state = task.plan->first_state + row * task.plan->num_segments + task.segment -
+                          task.plan->first_segment;
+    if (threadIdx.x % 4 == 0) w.partial_states[state] = {rows[r].max, rows[r].sum};
+    if (rows[r].sum == 0) return;
+#pragma unroll
+    for (int col = 0; col < C::kOutputCols; ++col) {
+      const int column = column_of(col);
+      if (column >= a.values.dim) continue;
+      *reinterpret_cast<float2*>(w.partial_values + state * w.value_stride + column) = {
+          output[col][2 * r], output[col][2 * r + 1]};
+    }
+  });
+}
+
+template <class C>
+__device__ __forceinline__ void write_output(const Arguments& a, const Task& task, int first_row,
+                                             const RowState (&rows)[2], const Outputs<C>& output) {
+  for_each_row(task, first_row, [&](int r, int64_t packed) {
+    const int64_t token = task.plan->query_start + packed / a.group;
+    const int q_head = static_cast<int>(task.kv_head * a.group + packed % a.group);
+    const Ending end = end_row(a, rows[r], q_head);
+    if (threadIdx.x % 4 == 0) store_lse(a, token, q_head, end.lse);
+    const int64_t at = output_offset(a, token, q_head);
+#pragma unroll
+    for (int col = 0; col < C::kOutputCols; ++col) {
+      const int column = column_of(col);
+      if (column >= a.values.dim) continue;
+      store_pair<typename C::Element>(a.output, at + column, end_value(output[col][2 * r], end),
+                                      end_value(output[col][2 * r + 1], end));
+    }
+  });
+}
+
+}  // namespace pagefill::cuda::sm90

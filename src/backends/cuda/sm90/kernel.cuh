@@ -1,0 +1,32 @@
+// The forward kernel for Hopper from top to bottom; its parts are in the files beside it. One block a
+// multiprocessor takes tasks until none is left: a warpgroup brings tiles, the others compute.
+#pragma once
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/sm90/consume.cuh"
+#include "backends/cuda/sm90/produce.cuh"
+
+namespace pagefill::cuda::sm90 {
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1)
+    forward(const __grid_constant__ Arguments a, const __grid_constant__ TensorMaps maps) {
+  extern __shared__ __align__(1024) char memory[];
+  if (a.workspace.header->is_bad) {
+    write_nan(a, 0, a.total_tokens, 0, a.num_q_heads,
+              int64_t{blockIdx.x} * C::kThreads + threadIdx.x, int64_t{gridDim.x} * C::kThreads);
+    return;
+  }
+  SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(memory);
+  if (threadIdx.x == 0) init_barriers<C>(shared.barriers);
+  __syncthreads();
+  if (uniform(threadIdx.x / kGroupThreads) == 0) {
+    if constexpr (C::kSharesRegisters) ptx::give_registers<C::kProducerRegisters>();
+    produce<C>(a, maps, shared);
+  } else {
+    if constexpr (C::kSharesRegisters) ptx::take_registers<C::kConsumerRegisters>();
+    consume<C>(a, shared);
+  }
+}
+
+}  // namespace pagefill::cuda::sm90

@@ -1,0 +1,126 @@
+// The two products of a KV tile, by a consumer warpgroup: scores = queries * keys^T, output += weights * values.
+#pragma once
+
+#include "backends/cuda/ptx/wgmma.h"
+#include "backends/cuda/sm90/softmax.cuh"
+
+namespace pagefill::cuda::sm90 {
+
+// Weights in the places of wgmma's a, for each 16 keys.
+template <class C>
+using PackedWeights = uint32_t[C::kTileKv / 16][4];
+
+inline constexpr uint32_t kEightRows = 8 * 128;  // bytes
+inline constexpr uint32_t kSixteenElements = 32;
+
+// 64 rows of queries from `queries` on, and the keys of a tile.
+template <class C>
+__device__ __forceinline__ void begin_scores(const char* queries, const char* keys,
+                                             Scores<C>& scores) {
+  const uint64_t a = ptx::matrix_descriptor(ptx::shared_address(queries), 16, kEightRows);
+  const uint64_t b = ptx::matrix_descriptor(ptx::shared_address(keys), 16, kEightRows);
+  ptx::pin(scores);
+  ptx::fence_products();
+#pragma unroll
+  for (int step = 0; step < C::kHeadDim / 16; ++step) {
+    const int part = step / 4, within = step % 4 * kSixteenElements;
+    ptx::Products<typename C::Element, C::kTileKv>::add_scores(
+        scores, ptx::advanced(a, part * C::kQueryPartBytes + within),
+        ptx::advanced(b, part * C::kPartBytes + within), step > 0);
+  }
+  ptx::commit_products();
+}
+
+template <class C>
+__device__ __forceinline__ void begin_values(const PackedWeights<C>& weights, const char* values,
+                                             Outputs<C>& output) {
+  const uint64_t b =
+      ptx::matrix_descriptor(ptx::shared_address(values), C::kPartBytes, kEightRows);
+  ptx::pin(output);
+  ptx::fence_products();
+#pragma unroll
+  for (int step = 0; step < C::kTileKv / 16; ++step) {
+    ptx::Products<typename C::Element, C::kHeadDim>::add_values(
+        output, weights[step], ptx::advanced(b, step * 2 * kEightRows));
+  }
+  ptx::commit_products();
+}
+
+template <class C>
+__device__ __forceinline__ void pack_weights(const Scores<C>& scores, PackedWeights<C>& weights) {
+  using T = typename C::Element;
+#pragma unroll
+  for (int step = 0; step < C::kTileKv / 16; ++step) {
+    const float(&low)[4] = scores[2 * step], (&high)[4] = scores[2 * step + 1];
+    weights[step][0] = pack<T>(low[0], low[1]);
+    weights[step][1] = pack<T>(low[2], low[3]);
+    weights[step][2] = pack<T>(high[0], high[1]);
+    weights[step][3] = pack<T>(high[2], high[3]);
+  }
+}
+
+// ---- Values that a row does not take must not reach it: 0 * inf is NaN. Where a tile has keys that not every
+// row takes, infinities and NaN are multiplied one by one, and are zeros for the tensor cores.
+
+// Whether this thread's share of a tile's values holds one.
+template <class C>
+__device__ __forceinline__ bool finds_not_finite(const char* values, int thread) {
+  bool found = false;
+#pragma unroll 4
+  for (int i = thread; i < C::kTileBytes / 16; i += C::kConsumerThreads) {
+    const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
+    for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
+      found |= pair != finite_pair<typename C::Element>(pair);
+  }
+  return found;
+}
+
+template <class C>
+__device__ __forceinline__ void remove_not_finite(char* values, int thread) {
+#pragma unroll 1
+  for (int i = thread; i < C::kTileBytes / 4; i += C::kConsumerThreads) {
+    uint32_t& pair = reinterpret_cast<uint32_t*>(values)[i];
+    pair = finite_pair<typename C::Element>(pair);
+  }
+}
+
+// What they add to the rows that take their keys. Rare, so one key after another.
+template <class C>
+__device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, const char* values,
+                                               int32_t first_key, const RowKeys (&rows)[2],
+                                               Outputs<C>& output) {
+  using T = typename C::Element;
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int key = 0; key < C::kTileKv; ++key) {
+    uint32_t low = 0, high = 0;
+#pragma unroll
+    for (int half = 0; half < C::kTileKv / 8; ++half) {
+      // By masks: of an index the compiler would make an array in local memory.
+      const uint32_t mask = half == key / 8 ? ~0u : 0u;
+      low |= weights[half / 2][half % 2 * 2] & mask;
+      high |= weights[half / 2][half % 2 * 2 + 1] & mask;
+    }
+    const int owner = (lane & ~3) | (key % 8 / 2), shift = key % 2 * 16;
+    const float w0 = value_of<T>(__shfl_sync(~0u, low, owner) >> shift & 0xffffu);
+    const float w1 = value_of<T>(__shfl_sync(~0u, high, owner) >> shift & 0xffffu);
+    const bool takes0 = rows[0].attended.contains(first_key + key);
+    const bool takes1 = rows[1].attended.contains(first_key + key);
+#pragma unroll
+    for (int col = 0; col < C::kOutputCols; ++col) {
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(
+          values + col / 8 * C::kPartBytes + key * 128 + swizzled(col % 8, key) * 16 +
+          lane % 4 * 4);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const uint32_t bits = pair >> (16 * e) & 0xffffu;
+        if ((bits & kExponent<T>) != kExponent<T>) continue;
+        float(&o)[4] = output[col];
+        if (takes0) o[e] = __fmaf_rn(w0, value_of<T>(bits), o[e]);
+        if (takes1) o[2 + e] = __fmaf_rn(w1, value_of<T>(bits), o[2 + e]);
+      }
+    }
+  }
+}
+
+}  // namespace pagefill::cuda::sm90

@@ -1,0 +1,96 @@
+// What the warps of a block tell each other: tiles, tasks, and when each is there or free.
+#pragma once
+
+#include "backends/cuda/portable/forward.cuh"
+#include "backends/cuda/ptx/barrier.h"
+#include "backends/cuda/sm90/config.h"
+
+namespace pagefill::cuda::sm90 {
+
+inline constexpr int kProducerWarps = 4;
+inline constexpr int kTaskSlots = 2;
+
+// Of the keys of one stage: a bit a key whose table entry is no page, a word of each producer warp's quarter.
+struct KeyNotes {
+  uint32_t is_bad[kProducerWarps];
+};
+
+template <int kStages>
+struct Barriers {
+  uint64_t keys_full[kStages], keys_free[kStages];
+  uint64_t values_full[kStages], values_free[kStages];
+  uint64_t queries_full, queries_free;
+  uint64_t task_full[kTaskSlots], task_free[kTaskSlots];
+};
+
+// At the beginning of a block's memory, so that addresses are constants; tiles are aligned to 1024 bytes.
+template <class C>
+struct SharedMemory {
+  alignas(1024) char queries[C::kQueryBytes];
+  char keys[C::kStages][C::kTileBytes];
+  char values[C::kStages][C::kTileBytes];
+  alignas(16) char totals[C::kTotalsAreShared ? C::kTotalBytes : 16];
+  KeyNotes notes[C::kStages];
+  Barriers<C::kStages> barriers;
+  Task tasks[kTaskSlots];  // without a plan: there are no more
+};
+
+template <class C>
+__device__ __forceinline__ void init_barriers(Barriers<C::kStages>& b) {
+  constexpr int kConsumerWarps = 4 * C::kConsumers;
+  const auto init = [](uint64_t& barrier, int arrivals) {
+    ptx::init_barrier(ptx::shared_address(&barrier), arrivals);
+  };
+  for (int i = 0; i < C::kStages; ++i) {
+    init(b.keys_full[i], kProducerWarps);
+    init(b.values_full[i], kProducerWarps);
+    init(b.keys_free[i], kConsumerWarps);
+    init(b.values_free[i], kConsumerWarps);
+  }
+  init(b.queries_full, kProducerWarps);
+  init(b.queries_free, kConsumerWarps);
+  for (int i = 0; i < kTaskSlots; ++i) {
+    init(b.task_full[i], 1);
+    init(b.task_free[i], kConsumerWarps + kProducerWarps - 1);  // all but the warp that fills it in
+  }
+  ptx::fence_barrier_init();
+}
+
+// A place in a ring, and how often the ring has been gone round.
+template <int kCount>
+struct Cursor {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++at == kCount) at = 0, parity ^= 1;
+  }
+};
+
+__device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
+  ptx::wait(ptx::shared_address(&barrier), parity);
+}
+
+// Once for the warp, behind all that its lanes have done.
+__device__ __forceinline__ void arrive_as_warp(uint32_t barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) ptx::arrive(barrier);
+}
+__device__ __forceinline__ void arrive_as_warp(uint64_t& barrier) {
+  arrive_as_warp(ptx::shared_address(&barrier));
+}
+
+// The same in all lanes, and the compiler is to know: products are pipelined only where it sees that no branch
+// splits a warp.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
+// The KV tiles of a task.
+struct Tiles {
+  int begin, end;
+};
+template <class C>
+__device__ __forceinline__ Tiles tiles_of(const Task& task) {
+  return {uniform(task.any.begin / C::kTileKv),
+          uniform((task.any.end - 1 + C::kTileKv) / C::kTileKv)};
+}
+
+}  // namespace pagefill::cuda::sm90

@@ -1,0 +1,125 @@
+// From scores to weights, a KV tile at a time; in the fragments of products.cuh.
+#pragma once
+
+#include "backends/cuda/sm90/shared.cuh"
+
+namespace pagefill::cuda::sm90 {
+
+// Of each column of 8, lane l of a warp has rows l / 4 and l / 4 + 8 of its 16, at columns 2 * (l % 4) and the
+// next: numbers 0 and 1, and 2 and 3.
+template <class C>
+using Scores = float[C::kScoreCols][4];
+template <class C>
+using Outputs = float[C::kOutputCols][4];
+
+// Products to scores, in units of log2, where that is not one operation with the subtraction of the maximum.
+template <class C>
+__device__ __forceinline__ void scale_scores(const Arguments& a, Scores<C>& scores) {
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+    float& s = scores[i / 4][i % 4];
+    s = __fmul_rn(s, a.score_factor);
+    largest = fmaxf(largest, fabsf(s));  // leaves NaN out, which either way keeps
+  }
+  if (a.cap_factor == 0) return;
+  // The same bits either way: where all are small, nothing else is computed.
+  if (!__any_sync(~0u, largest >= kSmallTanh)) {
+#pragma unroll
+    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+      scores[i / 4][i % 4] = small_tanh(scores[i / 4][i % 4], a.cap_factor);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+      scores[i / 4][i % 4] = any_tanh(scores[i / 4][i % 4], a.cap_factor);
+    }
+  }
+}
+
+// -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
+// is not visible. By select: what is not there may hold anything.
+template <class C>
+__device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& notes,
+                                            int tile_begin, const RowKeys (&rows)[2],
+                                            Scores<C>& scores) {
+  const int pair = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int in_quarter = col * 8 % C::kQuarterKeys + pair + e % 2;
+      const int key = tile_begin + col * 8 + pair + e % 2;
+      float& s = scores[col][e];
+      if (!rows[e / 2].visible.contains(key)) s = __fadd_rn(s, a.mask_value);
+      if (notes.is_bad[col * 8 / C::kQuarterKeys] >> in_quarter & 1) s = kNaN;
+      if (!rows[e / 2].attended.contains(key)) s = -kInfinity;
+    }
+  }
+}
+
+// A thread's two rows: what their weights are relative to, and the sums of its own keys' weights.
+struct Rows2 {
+  float max[2] = {-kInfinity, -kInfinity};
+  float sum[2] = {};
+};
+
+// Their states over all four lanes that share a row.
+__device__ __forceinline__ void states_of(const Rows2& rows, RowState (&states)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) states[r] = {rows.max[r], sum_of_row(rows.sum[r])};
+}
+
+// Scores to weights. What outputs so far are to be multiplied by goes to `rescale`; true where some lane's is
+// not 1.
+template <class C>
+__device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<C>& scores,
+                                        float (&rescale)[2]) {
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
+  bool changes = false;
+  float reference[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float max = -kInfinity;
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      max = fmaxf(max, fmaxf(scores[col][2 * r], scores[col][2 * r + 1]));
+    }
+    max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+    const float before = rows.max[r], now = __fmul_rn(max, a.weight_factor);
+    rows.max[r] = now > before + max_growth ? now : before;
+    reference[r] = reference_of(rows.max[r]);
+    rescale[r] = ptx::exp2_approx(before - reference[r]);
+    reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+    changes |= !(rescale[r] == 1);
+  }
+#pragma unroll
+  for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+    float& s = scores[i / 4][i % 4];
+    s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[i % 4 / 2]));
+  }
+  // Four chains: columns 0, 4, ...; 1, 5, ...
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sums[4];
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const float two = __fadd_rn(scores[col][2 * r], scores[col][2 * r + 1]);
+      sums[col % 4] = col < 4 ? two : __fadd_rn(sums[col % 4], two);
+    }
+    const float sum = __fadd_rn(__fadd_rn(sums[0], sums[1]), __fadd_rn(sums[2], sums[3]));
+    rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum);
+  }
+  return __any_sync(~0u, changes);
+}
+
+template <class C>
+__device__ __forceinline__ void rescale_outputs(const float (&rescale)[2], Outputs<C>& output) {
+#pragma unroll
+  for (int i = 0; i < 4 * C::kOutputCols; ++i) {
+    output[i / 4][i % 4] = __fmul_rn(output[i / 4][i % 4], rescale[i % 4 / 2]);
+  }
+}
+
+}  // namespace pagefill::cuda::sm90
