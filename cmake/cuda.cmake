@@ -6,6 +6,11 @@ set(PAGEFILL_CUDA_ARCHITECTURES 80 86-real 89-real 90-real 100-real 120-real CAC
   "What the CUDA backend is compiled for, as CMAKE_CUDA_ARCHITECTURES takes it")
 
 set(PAGEFILL_WITH_CUDA 0)
+# Hopper's own kernels are compiled where its machine code is asked for.
+set(PAGEFILL_WITH_SM90 0)
+if(PAGEFILL_CUDA_ARCHITECTURES MATCHES "(^|;)90")
+  set(PAGEFILL_WITH_SM90 1)
+endif()
 if(NOT PAGEFILL_CUDA STREQUAL "OFF" AND NOT CMAKE_CROSSCOMPILING)
   if(NOT CMAKE_CUDA_COMPILER AND DEFINED ENV{CUDACXX})
     set(CMAKE_CUDA_COMPILER $ENV{CUDACXX} CACHE FILEPATH "")

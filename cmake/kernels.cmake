@@ -17,20 +17,42 @@ set(pagefill_kernel_kinds
   float16_quantised  __half         true   kFloat16   kQuantised  128
   float32            float          true   kFloat32   kAny        128)
 
-function(pagefill_cuda_kernels variable folder)
-  set(sources "")
-  set(declarations "")
-  set(calls "")
-  set(fields ${pagefill_kernel_kinds})
-  while(fields)
-    list(POP_FRONT fields kernel element is_staged dtype cache value_cols)
-    configure_file(${PROJECT_SOURCE_DIR}/src/backends/cuda/portable/instance.cu.in
-      ${folder}/${kernel}.cu @ONLY)
-    list(APPEND sources ${folder}/${kernel}.cu)
+# Hopper's, for keys and values of up to head_dim elements, in rows of ascending width.
+set(pagefill_sm90_kinds
+  # name             element        dtype      head_dim
+  sm90_bfloat16_64   __nv_bfloat16  kBFloat16  64
+  sm90_bfloat16_128  __nv_bfloat16  kBFloat16  128
+  sm90_bfloat16_256  __nv_bfloat16  kBFloat16  256
+  sm90_float16_64    __half         kFloat16   64
+  sm90_float16_128   __half         kFloat16   128
+  sm90_float16_256   __half         kFloat16   256)
+
+# Writes the instances of the rows of KINDS, whose fields are called FIELDS, and adds them to the sources and to
+# what the table is made of.
+macro(pagefill_instances template kinds fields sources)
+  set(rest ${kinds})
+  while(rest)
+    list(POP_FRONT rest ${fields})
+    configure_file(${PROJECT_SOURCE_DIR}/src/backends/cuda/${template} ${folder}/${kernel}.cu @ONLY)
+    list(APPEND ${sources} ${folder}/${kernel}.cu)
     string(APPEND declarations "void add_${kernel}(std::vector<ForwardKernel>& kernels);\n")
     string(APPEND calls "    add_${kernel}(list);\n")
   endwhile()
+endmacro()
+
+function(pagefill_cuda_kernels variable sm90_variable folder)
+  set(sources "")
+  set(sm90_sources "")
+  set(declarations "")
+  set(calls "")
+  if(PAGEFILL_WITH_SM90)  # first: the table's first row that fits is taken
+    pagefill_instances(sm90/instance.cu.in "${pagefill_sm90_kinds}"
+      "kernel;element;dtype;head_dim" sm90_sources)
+  endif()
+  pagefill_instances(portable/instance.cu.in "${pagefill_kernel_kinds}"
+    "kernel;element;is_staged;dtype;cache;value_cols" sources)
   configure_file(${PROJECT_SOURCE_DIR}/src/backends/cuda/portable/table.cc.in
     ${folder}/table.cc @ONLY)
   set(${variable} ${sources} ${folder}/table.cc PARENT_SCOPE)
+  set(${sm90_variable} ${sm90_sources} PARENT_SCOPE)
 endfunction()

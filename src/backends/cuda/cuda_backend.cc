@@ -9,6 +9,7 @@
 #include "backends/cuda/config.h"
 #include "backends/cuda/device_guard.h"
 #include "backends/cuda/plan.h"
+#include "backends/cuda/sm90/tensor_maps.h"
 #include "checks.h"
 
 namespace pagefill {
@@ -199,13 +200,13 @@ class CudaBackend final : public Backend {
   }
 
   Status run(const Problem& p, const RunSettings& settings, CallReport* report) const override {
-    report->target = "portable";
     report->num_threads = 1;
     if (is_empty(p)) return {};
     const cuda::DeviceGuard guard(p.device.index);
     PAGEFILL_RETURN_IF_ERROR(guard.status());
     const Result<Plan> plan = cuda::make_plan(p, settings.cuda);
     if (!plan.ok()) return plan.status();
+    report->target = plan->kernel->target;
     return launch(arguments_of(p, *plan, settings), *plan,
                   static_cast<cudaStream_t>(settings.cuda.stream));
   }
@@ -274,11 +275,13 @@ class CudaBackend final : public Backend {
 
   static Status launch(Arguments a, const Plan& plan, cudaStream_t stream) {
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("schedule", cuda::launch_schedule(a, stream)));
-    void* arguments[] = {&a};
+    cuda::sm90::TensorMaps maps{};
+    if (plan.kernel->box_keys > 0) maps = cuda::sm90::make_tensor_maps(a, plan.kernel->box_keys);
+    void* arguments[] = {&a, &maps};  // the portable kernels take the first
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status(
         "forward",
         cudaLaunchKernel(plan.kernel->function, dim3(static_cast<unsigned>(plan.num_blocks)),
-                         dim3(cuda::kThreads), arguments, plan.shared_bytes, stream)));
+                         dim3(static_cast<unsigned>(plan.kernel->threads)), arguments, plan.shared_bytes, stream)));
     if (plan.num_states == 0) return {};
     return cuda::cuda_status("combine", cuda::launch_combine(a, plan.num_blocks, stream));
   }

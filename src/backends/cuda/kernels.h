@@ -15,13 +15,17 @@ enum class Cache { kSame, kQuantised, kAny };  // query's dtype, 8 bits, or anyt
 enum class Tile { kManyRows, kFewRows };
 
 struct ForwardKernel {
-  DType query_dtype;  // kFloat32: any, computed in float32
+  const char* target;      // its name in reports
+  int compute_capability;  // 10 * major + minor that it is for, or 0: any
+  DType query_dtype;       // kFloat32: any, computed in float32
   Cache cache;
-  int value_cols;
+  int max_head_dim;  // of queries and keys
+  int value_cols;    // of a task; wider values take several
   Tile tile;
-  int min_blocks;    // a multiprocessor has registers for
-  int tile_rows;     // at most
-  int total_floats;  // of a thread, between segments
+  int tile_rows;  // at most
+  int threads;
+  int total_floats;  // of a block, between segments
+  int box_keys;      // of a tile that the copy engine may bring at once, at most; 0: it brings none
   const void* function;
   size_t (*shared_bytes)(int tile_rows, int head_dim, int cache_element_size);
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "backends/cuda/config.h"
 #include "checks.h"
@@ -13,23 +14,43 @@ namespace {
 // More than the kernels have beside what is asked for at the launch.
 constexpr int kStaticSharedBytes = 512;
 
-const ForwardKernel* find_kernel(const Problem& p, Tile tile) {
-  const bool is_half = p.query.dtype != DType::kFloat32;
+// The kernel's dtypes; what it computes, and with it every bit, depends on these, head dims and the device alone.
+struct Kind {
   DType dtype = DType::kFloat32;
   Cache cache = Cache::kAny;
-  if (is_half && p.key_cache.dtype == p.query.dtype) dtype = p.query.dtype, cache = Cache::kSame;
-  if (is_half && is_quantised(p.key_cache.dtype)) dtype = p.query.dtype, cache = Cache::kQuantised;
-  const ForwardKernel* best = nullptr;  // the narrowest that has all columns, or the widest
+};
+
+Kind kind_of(const Problem& p) {
+  const bool is_half = p.query.dtype != DType::kFloat32;
+  if (is_half && p.key_cache.dtype == p.query.dtype) return {p.query.dtype, Cache::kSame};
+  if (is_half && is_quantised(p.key_cache.dtype)) return {p.query.dtype, Cache::kQuantised};
+  return {};
+}
+
+// The first in the table that has all columns, or the widest.
+const ForwardKernel* find_kernel(const Problem& p, int compute_capability, Tile tile) {
+  const Kind kind = kind_of(p);
+  const ForwardKernel* widest = nullptr;
   for (const ForwardKernel& k : forward_kernels()) {
-    if (k.query_dtype != dtype || k.cache != cache || k.tile != tile) continue;
-    const bool is_wide_enough = k.value_cols >= p.v_head_dim;
-    const bool best_is = best != nullptr && best->value_cols >= p.v_head_dim;
-    if (best == nullptr || (is_wide_enough ? !best_is || k.value_cols < best->value_cols
-                                           : !best_is && k.value_cols > best->value_cols)) {
-      best = &k;
-    }
+    if (k.query_dtype != kind.dtype || k.cache != kind.cache || k.tile != tile) continue;
+    if (k.max_head_dim < p.head_dim) continue;
+    const bool is_portable = k.compute_capability == 0;
+    if (!is_portable && k.compute_capability != compute_capability) continue;
+    if (k.value_cols >= p.v_head_dim) return &k;
+    if (is_portable) widest = &k;
   }
-  return best;
+  return widest;
+}
+
+Status find_compute_capability(const Problem& p, int& compute_capability) {
+  int major = 0, minor = 0;
+  for (const auto& [attribute, to] : {std::pair(cudaDevAttrComputeCapabilityMajor, &major),
+                                      std::pair(cudaDevAttrComputeCapabilityMinor, &minor)}) {
+    PAGEFILL_RETURN_IF_ERROR(cuda_status("cudaDeviceGetAttribute",
+                                         cudaDeviceGetAttribute(to, attribute, p.device.index)));
+  }
+  compute_capability = 10 * major + minor;
+  return {};
 }
 
 // How many segments the keys of a chunk's rows can lie in.
@@ -79,7 +100,8 @@ Status fit_grid(const Problem& p, const CudaSettings& settings, Plan& plan) {
   PAGEFILL_RETURN_IF_ERROR(
       cuda_status("cudaOccupancyMaxActiveBlocksPerMultiprocessor",
                   cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                      &per_multiprocessor, plan.kernel->function, kThreads, plan.shared_bytes)));
+                      &per_multiprocessor, plan.kernel->function, plan.kernel->threads,
+                      plan.shared_bytes)));
   PAGEFILL_RETURN_IF_ERROR(cuda_status(
       "cudaDeviceGetAttribute",
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.device.index)));
@@ -118,7 +140,7 @@ Workspace lay_out(const Problem& p, const Plan& plan, Arena& arena) {
   w.header = arena.take<ScheduleHeader>(1);
   w.sequences = arena.take<SequencePlan>(p.num_seqs);
   if (plan.max_segments > 1) {
-    w.totals = arena.take<float>(int64_t{plan.num_blocks} * plan.kernel->total_floats * kThreads);
+    w.totals = arena.take<float>(int64_t{plan.num_blocks} * plan.kernel->total_floats);
   }
   w.partial_states = arena.take<float2>(plan.num_states);
   w.partial_values = arena.take<float>(plan.num_states * plan.value_stride);
@@ -136,8 +158,12 @@ Status cuda_status(const char* what, cudaError_t error) {
 
 Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   Plan plan;
-  const bool has_few_rows = settings.max_chunk_size <= kWarpRows / p.group;
-  plan.kernel = find_kernel(p, has_few_rows ? Tile::kFewRows : Tile::kManyRows);
+  int compute_capability = 0;
+  PAGEFILL_RETURN_IF_ERROR(find_compute_capability(p, compute_capability));
+  plan.kernel = find_kernel(p, compute_capability, Tile::kFewRows);
+  if (settings.max_chunk_size > plan.kernel->tile_rows / p.group) {
+    plan.kernel = find_kernel(p, compute_capability, Tile::kManyRows);
+  }
   plan.tile_rows = plan.kernel->tile_rows;
   plan.num_value_parts = static_cast<int>(ceil_div(p.v_head_dim, plan.kernel->value_cols));
   plan.max_segments = std::max<int64_t>(max_segments(p, settings), 1);

@@ -29,4 +29,23 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
 }
 
+// A row of the table of kernels.
+template <class C>
+ForwardKernel forward_kernel(DType dtype) {
+  static_assert(kSegmentKv % C::kTileKv == 0);
+  return {"sm90",
+          90,
+          dtype,
+          Cache::kSame,
+          C::kHeadDim,
+          C::kHeadDim,
+          C::kConsumers > 1 ? Tile::kManyRows : Tile::kFewRows,
+          C::kTileRows,
+          C::kThreads,
+          C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
+          C::kQuarterKeys,
+          reinterpret_cast<const void*>(&forward<C>),
+          [](int, int, int) { return sizeof(SharedMemory<C>); }};
+}
+
 }  // namespace pagefill::cuda::sm90

@@ -1,7 +1,5 @@
 #include "backends/cuda/sm90/tensor_maps.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -51,9 +49,9 @@ bool encode(const Arguments& a, const CacheView& cache, int box_rows, CUtensorMa
 
 }  // namespace
 
-TensorMaps make_tensor_maps(const Arguments& a, int tile_kv) {
+TensorMaps make_tensor_maps(const Arguments& a, int most_rows) {
   TensorMaps maps{};
-  const int box_rows = std::gcd(a.page_size, tile_kv);
+  const int box_rows = std::gcd(a.page_size, most_rows);
   if (box_rows < kMinBoxRows || encode_function() == nullptr || a.keys.vector_bytes < 16 ||
       a.values.vector_bytes < 16) {
     return maps;

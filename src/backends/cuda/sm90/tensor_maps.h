@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 
 #include "backends/cuda/arguments.h"
 
@@ -14,8 +15,8 @@ struct TensorMaps {
   int box_rows = 0;
 };
 
-// A box begins at a multiple of its rows, counted from the page table's first slot, so that it lies in one
-// page and, where kv_start is a multiple of them too, in one KV tile.
-TensorMaps make_tensor_maps(const Arguments& a, int tile_kv);
+// A box has at most `most_rows`, and begins at a multiple of its rows, counted from the page table's first slot,
+// so that it lies in one page and, where kv_start is a multiple of them too, in one producer warp's share.
+TensorMaps make_tensor_maps(const Arguments& a, int most_rows);
 
 }  // namespace pagefill::cuda::sm90
