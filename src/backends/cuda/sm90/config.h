@@ -48,11 +48,12 @@ struct Config {
       (kMostBytes - kQueryBytes - (kTotalsAreShared ? kTotalBytes : 0)) / kStageBytes;
   static_assert(kStages >= 2);
 
-  // Registers of a thread, in multiples of 8, of the 65536 of a multiprocessor. Where one warpgroup computes,
-  // both have 255 and need not share.
+  // Registers of a thread, in multiples of 8. A block has 3 * 168 of them for each thread of a warpgroup, and what
+  // it asks for beyond that never comes. Where one warpgroup computes, both have 255 and need not share.
   static constexpr bool kSharesRegisters = kConsumers > 1;
   static constexpr int kConsumerRegisters = 224;
-  static constexpr int kProducerRegisters = 64;
+  static constexpr int kProducerRegisters = 56;
+  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 3 * 168 || !kSharesRegisters);
 };
 
 }  // namespace pagefill::cuda::sm90

@@ -34,6 +34,7 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
+    if (col % 8 == 0) asm volatile("" ::: "memory");  // the compiler would read all at once, and has no registers
     const float4 of_col = totals.memory[col * C::kConsumerThreads];
     const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
 #pragma unroll

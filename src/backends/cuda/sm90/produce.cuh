@@ -27,6 +27,7 @@ struct Announcements {
   __device__ __forceinline__ void flush() {
     if (count == 0) return;
     ptx::wait_for_copies<0>();
+#pragma unroll 1
     while (count > 0) announce_first();
   }
 
@@ -47,7 +48,7 @@ struct Producer {
   SharedMemory<C>& shared;
   Cursor<C::kStages> keys, values;
   uint32_t queries_parity = 0;
-  Announcements<C::kStages - 1> announcements;
+  Announcements<C::kStages == 2 ? 1 : 2> announcements;
 
   __device__ __forceinline__ void wait_until_free(uint64_t& barrier, uint32_t parity) {
     const uint32_t address = ptx::shared_address(&barrier);
@@ -56,62 +57,58 @@ struct Producer {
     ptx::wait(address, parity ^ 1);
   }
 
-  __device__ __forceinline__ void load_tile(const CacheView& cache, const CUtensorMap& map,
-                                            bool has_boxes, int kv_head, char* tile,
-                                            uint64_t& full, const Quarter& quarter) {
-    const uint32_t barrier = ptx::shared_address(&full);
+  // A tile's keys or values. One code for both: it is long, and the consumers need the instruction cache.
+  __device__ __forceinline__ void load_tile(bool is_keys, const Task& task, bool has_boxes,
+                                            const Quarter& quarter) {
+    const int at = is_keys ? keys.at : values.at;
+    Barriers<C::kStages>& barriers = shared.barriers;
+    wait_until_free(is_keys ? barriers.keys_free[at] : barriers.values_free[at],
+                    is_keys ? keys.parity : values.parity);
+    if (is_keys && threadIdx.x % 32 == 0) {
+      shared.notes[at].is_bad[threadIdx.x / 32] = quarter.is_bad;
+    }
+    __syncwarp();
+    char* const tile = is_keys ? shared.keys[at] : shared.values[at];
+    const uint32_t full =
+        ptx::shared_address(is_keys ? &barriers.keys_full[at] : &barriers.values_full[at]);
     if (has_boxes) {
-      copy_quarter<C>(map, maps.box_rows, kv_head, ptx::shared_address(tile), barrier, quarter);
+      copy_quarter<C>(is_keys ? maps.keys : maps.values, maps.box_rows, task.kv_head,
+                      ptx::shared_address(tile), full, quarter);
       __syncwarp();
     } else {
-      gather_quarter<C>(cache, kv_head, tile, quarter);
-      announcements.add(barrier);
+      gather_quarter<C>(is_keys ? a.keys : a.values, task.kv_head, tile, quarter);
+      announcements.add(full);
     }
+    if (is_keys) keys.advance();
+    if (!is_keys) values.advance();
   }
 
-  __device__ __forceinline__ void load_keys(const Task& task, bool has_boxes,
-                                            const Quarter& quarter) {
-    wait_until_free(shared.barriers.keys_free[keys.at], keys.parity);
-    if (threadIdx.x % 32 == 0) shared.notes[keys.at].is_bad[threadIdx.x / 32] = quarter.is_bad;
-    __syncwarp();
-    load_tile(a.keys, maps.keys, has_boxes, task.kv_head, shared.keys[keys.at],
-              shared.barriers.keys_full[keys.at], quarter);
-    keys.advance();
-  }
-
-  __device__ __forceinline__ void load_values(const Task& task, bool has_boxes,
-                                              const Quarter& quarter) {
-    wait_until_free(shared.barriers.values_free[values.at], values.parity);
-    load_tile(a.values, maps.values, has_boxes, task.kv_head, shared.values[values.at],
-              shared.barriers.values_full[values.at], quarter);
-    values.advance();
-  }
-
-  // Keys of a tile before the values of the one before it: in this order they are used.
+  // In the order in which they are used: keys of a tile before the values of the one before it.
   __device__ __forceinline__ void load_task(const Task& task) {
     const Tiles tiles = tiles_of<C>(task);
     if (tiles.begin >= tiles.end) return;
     // A box may not cross pages, nor a tile's edge.
     const bool has_boxes = maps.box_rows > 0 && task.kv_start % maps.box_rows == 0;
-    int32_t entry = read_entry<C>(a, task, tiles.begin);
-    int32_t entry_ahead = read_entry<C>(a, task, tiles.begin + 1);
+    int tile = tiles.begin;
+    int32_t entry = read_entry<C>(a, task, tile);
     wait_until_free(shared.barriers.queries_free, queries_parity);
     queries_parity ^= 1;
     copy_queries<C>(a, task, shared.queries);
     announcements.add(ptx::shared_address(&shared.barriers.queries_full));
-    Quarter quarter = find_quarter<C>(a, task, tiles.begin, entry);
-    load_keys(task, has_boxes, quarter);
-    if (has_boxes) announcements.flush();
+    Quarter quarter{}, before{};
+    const int last = 2 * (tiles.end - tiles.begin) - 1;
 #pragma unroll 1
-    for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      const Quarter values_quarter = quarter;
-      if (tile + 1 < tiles.end) {
-        entry = entry_ahead;
-        entry_ahead = read_entry<C>(a, task, tile + 2);
-        quarter = find_quarter<C>(a, task, tile + 1, entry);
-        load_keys(task, has_boxes, quarter);
+    for (int i = 0; i <= last; ++i) {
+      const bool is_keys = i == 0 || (i % 2 == 1 && i < last);
+      if (is_keys || i == last) before = quarter;
+      if (is_keys) {
+        quarter = find_quarter<C>(a, task, tile, entry);
+        entry = read_entry<C>(a, task, ++tile);
       }
-      load_values(task, has_boxes, values_quarter);
+      Quarter of_tile = before;
+      if (is_keys) of_tile = quarter;
+      load_tile(is_keys, task, has_boxes, of_tile);
+      if (i == 0 && has_boxes) announcements.flush();
     }
     announcements.flush();
   }
