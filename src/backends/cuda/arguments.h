@@ -57,9 +57,10 @@ struct CacheView {
 struct SequencePlan {
   int32_t query_start, num_rows, context_len, kv_start;
   int64_t first_task;   // of all tasks
-  int64_t first_state;  // of the partial states; -1: not split
+  int64_t first_state;  // of the partial states
   int64_t first_row;    // of the split rows
-  int32_t num_tiles;    // row tiles
+  int32_t num_tiles;    // row tiles,
+  int32_t num_split;    // of which the first ones are split into segments, a task each
   int32_t first_segment, num_segments;
   int32_t is_bad;  // its rows are NaN
 

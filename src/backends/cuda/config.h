@@ -28,7 +28,10 @@ inline constexpr int kTables = 4;
 // Partial states of split sequences take at most this much workspace; sequences beyond it are not split.
 inline constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
 
-// A sequence is split into segments where a row tile of it has more than 1 / (4 * blocks) of the work.
+// A sequence may be split into segments where a row tile of it has more than 1 / (4 * blocks) of the work,
 inline constexpr int64_t kTasksPerBlock = 4;
+// and is not where that ends within so many per cent of all work's even share: a split tile's partial states
+// are written, read and merged, and a block begins and ends a task for each.
+inline constexpr int64_t kMostOverAverage = 115;
 
 }  // namespace pagefill::cuda

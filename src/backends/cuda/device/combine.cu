@@ -48,6 +48,8 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
     const int64_t row_of_sequence = row - p.first_row;
     const int64_t token = p.query_start + row_of_sequence / a.num_q_heads;
     const int q_head = static_cast<int>(row_of_sequence % a.num_q_heads);
+    const int64_t packed = row_of_sequence / a.num_q_heads * a.group + q_head % a.group;
+    if (packed >= int64_t{p.num_split} * a.tile_rows) continue;  // the last token may be split in part
     const int64_t first_state = p.first_state + row_of_sequence * p.num_segments;
     for (int first = 0; first < a.values.dim; first += 32 * kLaneCols) {
       const int column = first + lane * kLaneCols;

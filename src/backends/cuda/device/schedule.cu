@@ -80,6 +80,22 @@ __device__ SequencePlan plan_sequence(const Arguments& a, int64_t s) {
   return p;
 }
 
+// Of a sequence whose row tiles are long, how many tiles are split. Blocks take whole tiles in rounds, one each;
+// as many rounds as end within kMostOverAverage of the time that all work takes, spread evenly. What is left is
+// split, and fills the blocks up: 640 queries @ 8192 keys of 8 KV heads are 160 tasks for 132 blocks.
+__device__ int32_t num_split_tiles(const Arguments& a, const SequencePlan& p, int64_t long_before,
+                                   int64_t tasks_per_tile, int64_t total_work) {
+  const int64_t rounds = total_work * kMostOverAverage / (int64_t{100} * a.num_blocks * p.num_segments);
+  const int64_t whole = max(rounds * a.num_blocks - long_before, int64_t{0}) / tasks_per_tile;
+  return static_cast<int32_t>(max(p.num_tiles - whole, int64_t{0}));
+}
+
+// (token, query head) pairs of which the first row tiles hold some.
+__device__ int64_t rows_of_tiles(const Arguments& a, const SequencePlan& p, int32_t num_tiles) {
+  const int64_t tokens = ceil_div(int64_t{num_tiles} * a.tile_rows, a.group);
+  return min(tokens, int64_t{p.num_rows}) * a.num_q_heads;
+}
+
 __global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_constant__ Arguments a) {
   SequencePlan* const sequences = a.workspace.sequences;
   const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
@@ -103,23 +119,27 @@ __global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_consta
   sum_before(segments, &total_segments);
   const int64_t total_work = total_segments * tasks_per_tile;
 
-  int64_t num_tasks = 0, num_states = 0, num_rows = 0;
+  int64_t num_tasks = 0, num_states = 0, num_rows = 0, num_long = 0;
   for (int64_t base = 0; base < a.num_seqs; base += kScheduleThreads) {
     const int64_t s = base + threadIdx.x;
     const bool is_there = s < a.num_seqs;
     SequencePlan p = is_there ? sequences[s] : SequencePlan{};
-    const int64_t rows = int64_t{p.num_rows} * a.num_q_heads;
-    const bool may_split =
+    const bool is_long =
         p.num_segments > 1 && p.num_segments * kTasksPerBlock * a.num_blocks > total_work;
-    const int64_t states = may_split ? rows * p.num_segments : 0;
     int64_t total;
-    const int64_t first_state = num_states + sum_before(states, &total);
-    const bool is_split = may_split && first_state + states <= a.workspace.num_states;
+    const int64_t long_before =
+        num_long + sum_before(is_long ? p.num_tiles * tasks_per_tile : 0, &total);
+    num_long += total;
+    if (is_long) p.num_split = num_split_tiles(a, p, long_before, tasks_per_tile, total_work);
+    const int64_t rows = rows_of_tiles(a, p, p.num_split);
+    const int64_t first_state = num_states + sum_before(rows * p.num_segments, &total);
     num_states += total;
-    p.first_state = is_split ? first_state : -1;
-    p.first_row = num_rows + sum_before(is_split ? rows : 0, &total);
+    p.first_state = first_state;
+    if (first_state + rows * p.num_segments > a.workspace.num_states) p.num_split = 0;
+    p.first_row = num_rows + sum_before(p.num_split > 0 ? rows : 0, &total);
     num_rows += total;
-    const int64_t tasks = tasks_per_tile * p.num_tiles * (is_split ? p.num_segments : 1);
+    const int64_t tasks =
+        tasks_per_tile * (p.num_tiles + int64_t{p.num_split} * (p.num_segments - 1));
     p.first_task = num_tasks + sum_before(tasks, &total);
     num_tasks += total;
     if (is_there) sequences[s] = p;

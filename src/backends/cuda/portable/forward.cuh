@@ -67,13 +67,16 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   rest /= a.num_value_parts;
   task.kv_head = static_cast<int>(rest % a.num_kv_heads);
   rest /= a.num_kv_heads;
+  // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
+  const int num_whole = p.num_tiles - p.num_split;
+  int64_t tile = p.num_tiles - 1 - rest;
   task.segment = -1;
-  if (p.first_state >= 0) {
+  if (rest >= num_whole) {
+    rest -= num_whole;
     task.segment = p.first_segment + static_cast<int>(rest % p.num_segments);
-    rest /= p.num_segments;
+    tile = p.num_split - 1 - rest / p.num_segments;
   }
-  // The last rows see most keys: they come first.
-  task.first_row = (p.num_tiles - 1 - rest) * a.tile_rows;
+  task.first_row = tile * a.tile_rows;
   task.num_rows =
       static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
   task.kv_start = p.kv_start;

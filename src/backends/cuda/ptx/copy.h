@@ -35,6 +35,11 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// The barrier's phase also waits until all copies of this thread so far are done. The thread does not.
+__device__ __forceinline__ void arrive_behind_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Until at most kPending groups of this thread's copies are under way.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {

@@ -37,6 +37,8 @@ struct Config {
   static constexpr int kTileBytes = kParts * kPartBytes;
   static constexpr int kQueryPartBytes = kTileRows * 128;
   static constexpr int kQueryBytes = kParts * kQueryPartBytes;
+  // Tasks of few rows are short: the next one's keys are not to wait until the last scores of this are done.
+  static constexpr int kQueryBuffers = kConsumers == 1 && kHeadDim <= 128 ? 2 : 1;
 
   // What the segments so far have come to lies in shared memory where it fits beside two stages, else in the
   // workspace. Tiles of few rows have more stages instead: they are bound by memory.
@@ -45,7 +47,7 @@ struct Config {
   static constexpr int kStageBytes = 2 * kTileBytes;
   static constexpr int kMostBytes = 224 * 1024;  // of 227 KiB; the rest is for barriers and tasks
   static constexpr int kStages =
-      (kMostBytes - kQueryBytes - (kTotalsAreShared ? kTotalBytes : 0)) / kStageBytes;
+      (kMostBytes - kQueryBuffers * kQueryBytes - (kTotalsAreShared ? kTotalBytes : 0)) / kStageBytes;
   static_assert(kStages >= 2);
 
   // Registers of a thread, in multiples of 8. A block has 3 * 168 of them for each thread of a warpgroup, and what

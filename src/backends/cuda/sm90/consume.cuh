@@ -29,16 +29,18 @@ struct Turns {
 template <class C>
 struct Consumer {
   const Arguments& a;
+  int box_rows;
   SharedMemory<C>& shared;
   Turns<C> turns;
   int thread;     // of the consumers'
   int first_row;  // of the thread's two rows, in the row tile
   Totals<C> totals;
   Cursor<C::kStages> keys{}, values{};
-  uint32_t queries_parity = 0;
+  Cursor<C::kQueryBuffers> queries{};
 
-  __device__ Consumer(const Arguments& arguments, SharedMemory<C>& memory)
+  __device__ Consumer(const Arguments& arguments, int rows_of_box, SharedMemory<C>& memory)
       : a(arguments),
+        box_rows(rows_of_box),
         shared(memory),
         turns{uniform(threadIdx.x / kGroupThreads) - 1},
         thread(static_cast<int>(threadIdx.x) - kGroupThreads),
@@ -55,17 +57,27 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
-    wait(shared.barriers.keys_full[keys.at], keys.parity);
-    sm90::begin_scores<C>(shared.queries + turns.group * kGroupRows * 128, shared.keys[keys.at],
-                          scores);
+  // What cp.async has written: wgmma reads by another way, and is to see it.
+  static __device__ __forceinline__ void wait_for_copies(uint64_t& barrier, uint32_t parity,
+                                                         bool has_boxes) {
+    wait(barrier, parity);
+    if (!has_boxes) ptx::fence_proxy();
+  }
+
+  __device__ __forceinline__ void begin_scores(bool has_boxes, Scores<C>& scores) {
+    wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity, has_boxes);
+    sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
+                          shared.keys[keys.at], scores);
   }
 
   // The scores are there.
   __device__ __forceinline__ KeyNotes end_scores(bool is_last) {
     const KeyNotes notes = shared.notes[keys.at];
     arrive_as_warp(shared.barriers.keys_free[keys.at]);
-    if (is_last) arrive_as_warp(shared.barriers.queries_free);
+    if (is_last) {
+      arrive_as_warp(shared.barriers.queries_free[queries.at]);
+      queries.advance();
+    }
     keys.advance();
     return notes;
   }
@@ -99,8 +111,9 @@ struct Consumer {
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
   }
 
-  __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights, Outputs<C>& output) {
-    wait(shared.barriers.values_full[values.at], values.parity);
+  __device__ __forceinline__ void begin_values(bool has_boxes, const PackedWeights<C>& weights,
+                                               Outputs<C>& output) {
+    wait_for_copies(shared.barriers.values_full[values.at], values.parity, has_boxes);
     sm90::begin_values<C>(weights, shared.values[values.at], output);
   }
 
@@ -120,11 +133,11 @@ struct Consumer {
     PackedWeights<C> weights;
     Rows2 states;
     float rescale[2];
-    wait(shared.barriers.queries_full, queries_parity);
-    queries_parity ^= 1;
+    const bool has_boxes = uniform(comes_as_boxes(box_rows, task));
+    wait_for_copies(shared.barriers.queries_full[queries.at], queries.parity, false);
 
     turns.wait();
-    begin_scores(scores);
+    begin_scores(has_boxes, scores);
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
@@ -139,8 +152,8 @@ struct Consumer {
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
       clean_values(task, tile, rows, weights, output);
       turns.wait();
-      begin_scores(scores);
-      begin_values(weights, output);
+      begin_scores(has_boxes, scores);
+      begin_values(has_boxes, weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
@@ -162,7 +175,7 @@ struct Consumer {
     }
     clean_values(task, tiles.end - 1, rows, weights, output);
     turns.wait();
-    begin_values(weights, output);
+    begin_values(has_boxes, weights, output);
     turns.give();
     end_values(output);
     end_segment(states, is_first_segment, output);
@@ -198,8 +211,9 @@ struct Consumer {
 };
 
 template <class C>
-__device__ __forceinline__ void consume(const Arguments& a, SharedMemory<C>& shared) {
-  Consumer<C> consumer(a, shared);
+__device__ __forceinline__ void consume(const Arguments& a, int box_rows,
+                                        SharedMemory<C>& shared) {
+  Consumer<C> consumer(a, box_rows, shared);
   consumer.turns.begin();
 #pragma unroll 1
   for (Cursor<kTaskSlots> slot;; slot.advance()) {

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     produce<C>(a, maps, shared);
   } else {
     if constexpr (C::kSharesRegisters) ptx::take_registers<C::kConsumerRegisters>();
-    consume<C>(a, shared);
+    consume<C>(a, maps.box_rows, shared);
   }
 }
 

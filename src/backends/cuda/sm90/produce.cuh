@@ -5,65 +5,27 @@
 
 namespace pagefill::cuda::sm90 {
 
-// cp.async tells no barrier that its bytes may be read by wgmma: its thread waits for them, fences and
-// arrives. That is put off until kMost later items have been asked for, or the warp has to wait anyway.
-template <int kMost>
-struct Announcements {
-  uint32_t barriers[kMost];
-  int count = 0;
-
-  __device__ __forceinline__ void add(uint32_t barrier) {
-    ptx::commit_copies();
-    if (count == kMost) {
-      ptx::wait_for_copies<kMost>();
-      announce_first();
-    }
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i == count) barriers[i] = barrier;
-    }
-    ++count;
-  }
-  __device__ __forceinline__ void flush() {
-    if (count == 0) return;
-    ptx::wait_for_copies<0>();
-#pragma unroll 1
-    while (count > 0) announce_first();
-  }
-
- private:
-  __device__ __forceinline__ void announce_first() {
-    ptx::fence_proxy();
-    arrive_as_warp(barriers[0]);
-#pragma unroll
-    for (int i = 0; i + 1 < kMost; ++i) barriers[i] = barriers[i + 1];
-    --count;
-  }
-};
-
 template <class C>
 struct Producer {
   const Arguments& a;
   const TensorMaps& maps;
   SharedMemory<C>& shared;
   Cursor<C::kStages> keys, values;
-  uint32_t queries_parity = 0;
-  Announcements<C::kStages == 2 ? 1 : 2> announcements;
+  Cursor<C::kQueryBuffers> queries;
 
-  __device__ __forceinline__ void wait_until_free(uint64_t& barrier, uint32_t parity) {
-    const uint32_t address = ptx::shared_address(&barrier);
-    if (__all_sync(~0u, ptx::has_completed(address, parity ^ 1))) return;
-    announcements.flush();
-    ptx::wait(address, parity ^ 1);
+  // Behind what the warp has copied.
+  static __device__ __forceinline__ void announce(uint32_t barrier) {
+    ptx::arrive_behind_copies(barrier);
+    arrive_as_warp(barrier);
   }
 
   // A tile's keys or values. One code for both: it is long, and the consumers need the instruction cache.
   __device__ __forceinline__ void load_tile(bool is_keys, const Task& task, bool has_boxes,
                                             const Quarter& quarter) {
     const int at = is_keys ? keys.at : values.at;
-    Barriers<C::kStages>& barriers = shared.barriers;
-    wait_until_free(is_keys ? barriers.keys_free[at] : barriers.values_free[at],
-                    is_keys ? keys.parity : values.parity);
+    Barriers<C>& barriers = shared.barriers;
+    wait(is_keys ? barriers.keys_free[at] : barriers.values_free[at],
+         (is_keys ? keys.parity : values.parity) ^ 1);
     if (is_keys && threadIdx.x % 32 == 0) {
       shared.notes[at].is_bad[threadIdx.x / 32] = quarter.is_bad;
     }
@@ -77,7 +39,7 @@ struct Producer {
       __syncwarp();
     } else {
       gather_quarter<C>(is_keys ? a.keys : a.values, task.kv_head, tile, quarter);
-      announcements.add(full);
+      announce(full);
     }
     if (is_keys) keys.advance();
     if (!is_keys) values.advance();
@@ -87,14 +49,13 @@ struct Producer {
   __device__ __forceinline__ void load_task(const Task& task) {
     const Tiles tiles = tiles_of<C>(task);
     if (tiles.begin >= tiles.end) return;
-    // A box may not cross pages, nor a tile's edge.
-    const bool has_boxes = maps.box_rows > 0 && task.kv_start % maps.box_rows == 0;
+    const bool has_boxes = comes_as_boxes(maps.box_rows, task);
     int tile = tiles.begin;
     int32_t entry = read_entry<C>(a, task, tile);
-    wait_until_free(shared.barriers.queries_free, queries_parity);
-    queries_parity ^= 1;
-    copy_queries<C>(a, task, shared.queries);
-    announcements.add(ptx::shared_address(&shared.barriers.queries_full));
+    wait(shared.barriers.queries_free[queries.at], queries.parity ^ 1);
+    copy_queries<C>(a, task, shared.queries[queries.at]);
+    announce(ptx::shared_address(&shared.barriers.queries_full[queries.at]));
+    queries.advance();
     Quarter quarter{}, before{};
     const int last = 2 * (tiles.end - tiles.begin) - 1;
 #pragma unroll 1
@@ -108,9 +69,7 @@ struct Producer {
       Quarter of_tile = before;
       if (is_keys) of_tile = quarter;
       load_tile(is_keys, task, has_boxes, of_tile);
-      if (i == 0 && has_boxes) announcements.flush();
     }
-    announcements.flush();
   }
 };
 
@@ -127,7 +86,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
                                         SharedMemory<C>& shared) {
   Producer<C> producer{a, maps, shared};
   ScheduleHeader& header = *a.workspace.header;
-  Barriers<C::kStages>& barriers = shared.barriers;
+  Barriers<C>& barriers = shared.barriers;
   const bool fetches = threadIdx.x < 32;
   const long long num_tasks = header.num_tasks;
   long long next = fetches ? take_task(header) : 0;

@@ -15,28 +15,28 @@ struct KeyNotes {
   uint32_t is_bad[kProducerWarps];
 };
 
-template <int kStages>
+template <class C>
 struct Barriers {
-  uint64_t keys_full[kStages], keys_free[kStages];
-  uint64_t values_full[kStages], values_free[kStages];
-  uint64_t queries_full, queries_free;
+  uint64_t keys_full[C::kStages], keys_free[C::kStages];
+  uint64_t values_full[C::kStages], values_free[C::kStages];
+  uint64_t queries_full[C::kQueryBuffers], queries_free[C::kQueryBuffers];
   uint64_t task_full[kTaskSlots], task_free[kTaskSlots];
 };
 
 // At the beginning of a block's memory, so that addresses are constants; tiles are aligned to 1024 bytes.
 template <class C>
 struct SharedMemory {
-  alignas(1024) char queries[C::kQueryBytes];
+  alignas(1024) char queries[C::kQueryBuffers][C::kQueryBytes];
   char keys[C::kStages][C::kTileBytes];
   char values[C::kStages][C::kTileBytes];
   alignas(16) char totals[C::kTotalsAreShared ? C::kTotalBytes : 16];
   KeyNotes notes[C::kStages];
-  Barriers<C::kStages> barriers;
+  Barriers<C> barriers;
   Task tasks[kTaskSlots];  // without a plan: there are no more
 };
 
 template <class C>
-__device__ __forceinline__ void init_barriers(Barriers<C::kStages>& b) {
+__device__ __forceinline__ void init_barriers(Barriers<C>& b) {
   constexpr int kConsumerWarps = 4 * C::kConsumers;
   const auto init = [](uint64_t& barrier, int arrivals) {
     ptx::init_barrier(ptx::shared_address(&barrier), arrivals);
@@ -47,8 +47,10 @@ __device__ __forceinline__ void init_barriers(Barriers<C::kStages>& b) {
     init(b.keys_free[i], kConsumerWarps);
     init(b.values_free[i], kConsumerWarps);
   }
-  init(b.queries_full, kProducerWarps);
-  init(b.queries_free, kConsumerWarps);
+  for (int i = 0; i < C::kQueryBuffers; ++i) {
+    init(b.queries_full[i], kProducerWarps);
+    init(b.queries_free[i], kConsumerWarps);
+  }
   for (int i = 0; i < kTaskSlots; ++i) {
     init(b.task_full[i], 1);
     init(b.task_free[i], kConsumerWarps + kProducerWarps - 1);  // all but the warp that fills it in
@@ -82,6 +84,11 @@ __device__ __forceinline__ void arrive_as_warp(uint64_t& barrier) {
 // The same in all lanes, and the compiler is to know: products are pipelined only where it sees that no branch
 // splits a warp.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
+// Whether a task's tiles come as boxes: a box may not cross pages, nor a tile's edge.
+__device__ __forceinline__ bool comes_as_boxes(int box_rows, const Task& task) {
+  return box_rows > 0 && task.kv_start % box_rows == 0;
+}
 
 // The KV tiles of a task.
 struct Tiles {
