@@ -69,20 +69,40 @@ __device__ __forceinline__ void copy_chunk(char* to, const char* from, int vecto
 template <class C>
 __device__ __forceinline__ void gather_quarter(const CacheView& cache, int kv_head, char* tile,
                                                const Quarter& quarter) {
-  constexpr int kChunks = C::kHeadDim / 8, kAtOnce = 32 / kChunks;
-  const int lane = threadIdx.x % 32, chunk = lane % kChunks;
-  const int first_row = threadIdx.x / 32 * C::kQuarterKeys;
-  const auto* const data = static_cast<const char*>(cache.data);
-  const int64_t offset = kv_head * cache.head_stride + quarter.page * cache.page_stride +
-                         quarter.slot * cache.slot_stride;
-  const bool has_chunk = chunk * 8 < cache.dim;
-#pragma unroll 4
-  for (int i = 0; i < C::kQuarterKeys; i += kAtOnce) {
-    const int key = i + lane / kChunks;
-    const int64_t at = __shfl_sync(~0u, offset, key) + chunk * 8;
-    const bool is_there = has_chunk && (quarter.is_there >> key & 1) != 0;
-    copy_chunk(tile + place_of(first_row + key, chunk, C::kPartBytes),
-               is_there ? data + at * 2 : data, cache.vector_bytes, is_there);
+  constexpr int kChunks = C::kHeadDim / 8, kAtOnce = 32 / kChunks;  // rows that the warp copies at once
+  constexpr int kSteps = C::kQuarterKeys / kAtOnce, kBatch = 8;
+  const int lane = threadIdx.x % 32, chunk = lane % kChunks, lane_row = lane / kChunks;
+  const int64_t offset = 2 * (kv_head * cache.head_stride + quarter.page * cache.page_stride +
+                              quarter.slot * cache.slot_stride);
+  const char* const chunks = static_cast<const char*>(cache.data) + chunk * 16;
+  char* const first = tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + lane_row, chunk,
+                                      C::kPartBytes);
+  constexpr uint32_t kAll = static_cast<uint32_t>((1ull << C::kQuarterKeys) - 1);
+  if (quarter.is_there == kAll && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
+    const uint32_t to = ptx::shared_address(first);
+#pragma unroll
+    for (int batch = 0; batch < kSteps; batch += kBatch) {
+      const char* from[kBatch];  // all at once: neither a shuffle nor a copy is then waited for
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        from[i] = chunks + __shfl_sync(~0u, offset, (batch + i) * kAtOnce + lane_row);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int row = (batch + i) * kAtOnce;  // its swizzle is the first row's, by an exclusive or
+        ptx::copy_async_whole((to ^ (row & 7) * 16) + row * 128, from[i]);
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < kSteps; ++i) {
+    const int row = i * kAtOnce, key = row + lane_row;
+    const int64_t at = __shfl_sync(~0u, offset, key);
+    const bool is_there = chunk * 8 < cache.dim && (quarter.is_there >> key & 1) != 0;
+    copy_chunk(tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + key, chunk, C::kPartBytes),
+               is_there ? chunks + at : static_cast<const char*>(cache.data), cache.vector_bytes,
+               is_there);
   }
 }
 
