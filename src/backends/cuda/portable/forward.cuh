@@ -35,7 +35,7 @@ struct Shared {
 };
 
 __device__ __forceinline__ KeyInterval interval(KeyRange range) {
-  return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
+  return {static_cast<uint32_t>(range.begin), static_cast<uint32_t>(range.end)};
 }
 
 // Which keys the rows of a task take.
@@ -97,7 +97,7 @@ struct Pipeline {
 
   __device__ __forceinline__ void issue(int tile, int piece, int to_slot) {
     while (piece >= num_pieces) piece -= num_pieces, ++tile;
-    if (tile * kTileKv < shared.task->any.end) {
+    if (first_key_of(tile) < shared.task->any.end) {
       const TileTable& table = shared.tables[tile % kTables];
       const bool is_key = piece < key_pieces;
       copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
@@ -261,7 +261,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
             block.output[0],
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
             reinterpret_cast<const float*>(piece), place.first_value_col(), must_select,
-            tile * kTileKv, rows);
+            first_key_of(tile), rows);
       }
     } else {
       if (kPiece == 0) take_weights(place, shared, packed[0]);
@@ -270,7 +270,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
         for (int m = 0; m < kBlocks; ++m) {
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
           add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
-                                    tile * kTileKv, rows);
+                                    first_key_of(tile), rows);
         }
         __syncthreads();
         remove_not_finite<C>(piece);

@@ -69,7 +69,8 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
   compute_scores<C, kBlocks>(a, shared, place, has_rows, tile, entry_ahead, pipeline, scores);
   if (!C::kIsFloat || has_rows) {
     const TileTable& table = shared.tables[tile % kTables];
-    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+    const int first_key = place.first_score_col() * 8;
+    const uint32_t tile_begin = first_key_of(tile);
     const bool must_mask = (table.must_mask[0] | table.must_mask[1]) != 0;
     const auto rows_of = [&](int m, int r) { return shared.rows[place.row(m, r)]; };
     if (a.weight_factor == 1) {
@@ -140,8 +141,8 @@ template <class C>
 __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared) {
   const Place<C> place;
   const Task& task = *shared.task;
-  const int first_tile = task.any.begin / kTileKv;
-  const int end_tile = (task.any.end - 1 + kTileKv) / kTileKv;
+  const int first_tile = static_cast<int>(task.any.begin / kTileKv);
+  const int end_tile = static_cast<int>((task.any.end + kTileKv - 1) / kTileKv);
   find_rows<C>(a, task, shared.rows);
   int even_tile = first_tile & ~1;
   fill_tables<C>(a, task, even_tile, read_entry(a, task, even_tile), shared.tables);

@@ -7,14 +7,19 @@
 
 namespace pagefill::cuda {
 
-// Absolute positions of keys.
+// Absolute positions of keys: 2^31 - 1 at most. Unsigned, as tables are filled in ahead, for keys of up to six
+// tiles behind the last one.
 struct KeyInterval {
-  int32_t begin, end;
-  __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
+  uint32_t begin, end;
+  __device__ bool contains(uint32_t key) const { return key >= begin && key < end; }
   __device__ bool contains(KeyInterval other) const {
     return other.begin >= begin && other.end <= end;
   }
 };
+
+__device__ __forceinline__ uint32_t first_key_of(int tile) {
+  return static_cast<uint32_t>(tile) * kTileKv;
+}
 
 // What a block has in hand: the rows of a row tile, and keys. In shared memory: few ask, and registers are
 // short.
@@ -36,10 +41,10 @@ static_assert(kThreads == 2 * kTileKv);
 
 // The table entry of the thread's key, read long before it is used.
 __device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int even_tile) {
-  const int32_t key = even_tile * kTileKv + static_cast<int>(threadIdx.x);
+  const uint32_t key = first_key_of(even_tile) + threadIdx.x;
   int32_t entry = -1;
   if (task.any.contains(key)) {
-    const int32_t page = a.page_size_divisor.quotient(key - task.kv_start);
+    const int32_t page = a.page_size_divisor.quotient(static_cast<int32_t>(key) - task.kv_start);
     entry = a.page_table[task.sequence * a.table_seq_stride + page * a.table_entry_stride];
   }
   return entry;
@@ -66,11 +71,11 @@ __device__ __forceinline__ void fill_tables(const Arguments& a, const Task& task
                                             int32_t entry, TileTable* tables) {
   const int in_tile = threadIdx.x % kTileKv, half = in_tile / 32;
   TileTable& table = tables[(even_tile + static_cast<int>(threadIdx.x) / kTileKv) % kTables];
-  const int32_t key = even_tile * kTileKv + static_cast<int>(threadIdx.x);
+  const uint32_t key = first_key_of(even_tile) + threadIdx.x;
   const bool is_needed = task.any.contains(key);
   const bool is_there = is_needed && entry >= 0 && entry < a.total_num_pages;
-  const int32_t token = key - task.kv_start;
-  const int32_t page = a.page_size_divisor.quotient(max(token, 0));
+  const int32_t token = is_needed ? static_cast<int32_t>(key) - task.kv_start : 0;
+  const int32_t page = a.page_size_divisor.quotient(token);
   const uint32_t bad = __ballot_sync(~0u, is_needed && !is_there);
   const uint32_t there = __ballot_sync(~0u, is_there);
   if (threadIdx.x % 32 == 0) {

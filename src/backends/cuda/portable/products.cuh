@@ -107,8 +107,8 @@ __device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
 template <class C, int kPiece>
 __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
                                                const uint32_t (&weights)[kTileKv / 16][4],
-                                               const char* values, int first_col, int32_t first_key,
-                                               const KeyInterval (&rows)[2]) {
+                                               const char* values, int first_col,
+                                               uint32_t first_key, const KeyInterval (&rows)[2]) {
   using T = typename C::Value;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -234,8 +234,8 @@ __device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][
 template <class C, int kPiece>
 __device__ __forceinline__ void add_values_float(float (&output)[C::kOutputCols][4],
                                                  const float* weights, const float* values,
-                                                 int first_col, bool must_select, int32_t first_key,
-                                                 const KeyInterval (&rows)[2]) {
+                                                 int first_col, bool must_select,
+                                                 uint32_t first_key, const KeyInterval (&rows)[2]) {
   const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
   const float* const w0 = weights + group * C::kWeightsRow;
   const float* const w1 = w0 + 8 * C::kWeightsRow;

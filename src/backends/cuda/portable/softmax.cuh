@@ -68,14 +68,16 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable
 // is not visible. By select: what is not there may hold anything.
 template <class C>
 __device__ __forceinline__ void mask_scores(const Arguments& a, const TileTable& table,
-                                            int tile_begin, int first_key, const RowKeys (&rows)[2],
+                                            uint32_t tile_begin, int first_key,
+                                            const RowKeys (&rows)[2],
                                             float (&scores)[C::kScoreCols][4]) {
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int in_tile = first_key + col * 8 + pair + e % 2, key = tile_begin + in_tile;
+      const int in_tile = first_key + col * 8 + pair + e % 2;
+      const uint32_t key = tile_begin + in_tile;
       const RowKeys& row = rows[e / 2];
       float& s = scores[col][e];
       if (!row.visible.contains(key)) s = __fadd_rn(s, a.mask_value);
@@ -224,10 +226,10 @@ __device__ __forceinline__ void scale_weights(const TileTable& table, int first_
 
 // What a row does not see may have any scale.
 template <class C>
-__device__ __forceinline__ void remove_unseen(int tile_begin, int first_key,
+__device__ __forceinline__ void remove_unseen(uint32_t tile_begin, int first_key,
                                               const RowKeys (&rows)[2],
                                               float (&weights)[C::kScoreCols][4]) {
-  const int key = tile_begin + first_key + threadIdx.x % 4 * 2;
+  const uint32_t key = tile_begin + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
