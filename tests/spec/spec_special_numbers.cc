@@ -212,5 +212,52 @@ TEST(SpecialNumbers, LargeScoresNeitherOverflowNorLoseTheLargest) {
   }
 }
 
+void expect_the_largest(const Problem& problem) {
+  const Expected expected = oracle(problem);
+  for (const Where& where : all_targets()) {
+    SCOPED_TRACE(describe(where));
+    const Results got = run(problem, {}, where);
+    for (size_t i = 0; i < got.lse.size(); ++i) {
+      ASSERT_NEAR(got.lse[i], expected.lse[i], std::abs(expected.lse[i]) * 0x1p-16) << i;
+    }
+    for (size_t i = 0; i < expected.output.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      const double value = got.at(at / got.v_head_dim / got.num_q_heads,
+                                  at / got.v_head_dim % got.num_q_heads, at % got.v_head_dim);
+      ASSERT_NEAR(value, expected.output[i], std::abs(expected.output[i]) * 0x1p-7) << i;
+    }
+  }
+}
+
+TEST(SpecialNumbers, ScoresOfAnyFiniteSizeLeaveTheLargestItsWeight) {
+  // Far beyond 2^24, float32 scores are further apart than the range of a weight's exponent.
+  for (DType dtype : kFloatDTypes) {
+    for (const Lengths lengths : {Lengths{1, 140}, Lengths{20, 140}, Lengths{1, 2100}}) {
+      Problem problem = random_problem({.sequences = {lengths, {1, 30}},
+                                        .head_dim = 16,
+                                        .query_dtype = dtype,
+                                        .cache_dtype = dtype});
+      // Queries are positive; all rows see the first one's key, and no other comes near it.
+      for (Sequence& seq : problem.sequences) {
+        for (float& x : seq.query) x = round_to(dtype, std::abs(x) + 0.125f);
+      }
+      for (int log2_scale : {14, 18, 20, 22, 25, 27, 31}) {
+        for (float sign : {1.0f, -1.0f}) {
+          for (float mask_value : {kDefaultMaskValue, -3.0f}) {
+            SCOPED_TRACE(std::string(dtype_name(dtype)) + ", " + describe(problem) + ", scale 2^" +
+                         std::to_string(log2_scale));
+            problem.options.softmax_scale = std::ldexp(sign, log2_scale);
+            problem.options.mask_value = mask_value;
+            for (int64_t s = 0; s < 2; ++s) {
+              set_token(problem, s, problem.sequences[s].position(0), Part::kKeys, sign * 8);
+            }
+            expect_the_largest(problem);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pagefill::testing

@@ -140,6 +140,35 @@ __device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCol
 // bfloat16 lose nothing by weights up to that, and after the first tile of a segment it is rare.
 inline constexpr float kMaxGrowth = 8;
 
+// The product with weight_factor is not rounded before the reference is subtracted, and the reference is: by up to
+// 2^-5 below this, and again where weight_shift goes off it. Far beyond, the largest weight would be infinite: of
+// float16 from about 2^24 on, of others from 2^31 on.
+inline constexpr float kLargeReference = 1 << 20;
+
+// Weights where some row of the warp has a reference as large. Such a row's are taken from rounded products, so that
+// the largest one's exponent is weight_shift exactly; others' bits stay.
+template <class C, int kBlocks>
+__device__ __forceinline__ void large_weights(const Arguments& a,
+                                              const float (&row_max)[C::kRowBlocks][2],
+                                              const float (&reference)[kBlocks][2],
+                                              Scores<C>& scores) {
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& s = scores[m][col][e];
+        const float difference =
+            __fsub_rn(__fmul_rn(s, a.weight_factor), reference_of(row_max[m][e / 2]));
+        s = ptx::exp2_approx(fabsf(reference[m][e / 2]) >= kLargeReference
+                                 ? __fadd_rn(difference, static_cast<float>(a.weight_shift))
+                                 : __fmaf_rn(s, a.weight_factor, -reference[m][e / 2]));
+      }
+    }
+  }
+}
+
 // Scores to weights; sums and outputs so far are rescaled to the new maximum. Where four warps share the
 // rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them. All row blocks at
 // once, so that one hides the other's latencies.
@@ -148,30 +177,41 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         float (&row_max)[C::kRowBlocks][2],
                                         Sums (&sums)[C::kRowBlocks], Outputs<C>& output,
                                         Scores<C>& scores) {
-  float rescale[kBlocks][2];
-  bool changes = false;
+  float rescale[kBlocks][2], reference[kBlocks][2];
+  bool changes = false, is_large = false;
   const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
-    float max[2], reference[2];
+    float max[2];
     tile_max<C>(scores[m], exchange, max);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float before = row_max[m][r], now = __fmul_rn(max[r], a.weight_factor);
       row_max[m][r] = now > before + max_growth ? now : before;
-      reference[r] = reference_of(row_max[m][r]);
-      rescale[m][r] = ptx::exp2_approx(before - reference[r]);
-      reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+      reference[m][r] = reference_of(row_max[m][r]);
+      rescale[m][r] = ptx::exp2_approx(before - reference[m][r]);
+      reference[m][r] = __fsub_rn(reference[m][r], static_cast<float>(a.weight_shift));
       changes |= !(rescale[m][r] == 1);
+      is_large |= fabsf(reference[m][r]) >= kLargeReference;
     }
+  }
+  if (!C::kIsStaged && __any_sync(~0u, is_large)) {
+    large_weights<C, kBlocks>(a, row_max, reference, scores);
+  } else {
 #pragma unroll
-    for (int col = 0; col < C::kScoreCols; ++col) {
+    for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        scores[m][col][e] =
-            ptx::exp2_approx(__fmaf_rn(scores[m][col][e], a.weight_factor, -reference[e / 2]));
+      for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& s = scores[m][col][e];
+          s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[m][e / 2]));
+        }
       }
     }
+  }
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float& sum = sums[m].of[r];
