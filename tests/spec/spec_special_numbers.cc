@@ -135,6 +135,33 @@ TEST(SpecialNumbers, KeysThatScoreMinusInfinityWeighNothing) {
   }
 }
 
+// Every row sees a value that is not finite at a weight of 0: 0 * inf is a NaN.
+void expect_nan_rows(const Problem& problem, const Where& where) {
+  SCOPED_TRACE(describe(where) + ", " + describe(problem));
+  const Expected expected = oracle(problem);
+  const Results got = run(problem, {}, where);
+  for (size_t i = 0; i < got.lse.size(); ++i) {
+    ASSERT_NEAR(got.lse[i], expected.lse[i], lse_tolerance(expected.lse[i])) << i;
+  }
+  for (int64_t row = 0; row < got.num_rows(); ++row) {
+    for (int64_t d = 0; d < got.v_head_dim; ++d) ASSERT_TRUE(std::isnan(got.at(row, 0, d))) << row;
+  }
+}
+
+TEST(SpecialNumbers, ASinkThatWeighsAllLeavesANaN) {
+  Problem problem = random_problem({.sequences = {{20, 150}, {1, 1100}}});
+  problem.sinks.assign(static_cast<size_t>(problem.num_q_heads), 1000.0f);
+  for (int64_t s : {0, 1}) set_token(problem, s, 5, Part::kValues, kNaN);
+  for (const Where& where : all_targets()) expect_nan_rows(problem, where);
+  // The same where no key weighs anything at all.
+  for (int64_t s : {0, 1}) {
+    Sequence& seq = problem.sequences[s];
+    for (float& x : seq.query) x = std::abs(x) + 0.125f;
+    seq.keys.assign(seq.keys.size(), -kInf);
+  }
+  for (const Where& where : all_targets()) expect_nan_rows(problem, where);
+}
+
 TEST(SpecialNumbers, DenormalsInKeysAreNotFlushedToZero) {
   // float32 keys below 2^-126. softmax_scale times a query stays below 2^128, so that a backend may
   // multiply these two first.
