@@ -148,6 +148,34 @@ void expect_nan_rows(const Problem& problem, const Where& where) {
   }
 }
 
+TEST(SpecialNumbers, AWeightOfZeroMakesNothingOfAnInfiniteValue) {
+  // As above, whole segments of keys score -inf; now one of them has a value that is not finite.
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (int64_t num_rows : {1, 20}) {
+      for (float value : {kInf, kNaN}) {
+        Problem problem = random_problem({.sequences = {{num_rows, 1100}, {1, 2060}},
+                                          .head_dim = 16,
+                                          .query_dtype = dtype,
+                                          .cache_dtype = dtype});
+        for (int64_t s : {0, 1}) {
+          Sequence& seq = problem.sequences[s];
+          for (float& x : seq.query) x = round_to(dtype, std::abs(x) + 0.125f);
+          // The first segment of the one, the second of the other.
+          const int64_t begin = s * 1024;
+          for (int64_t key = begin; key < begin + 1024; ++key)
+            set_token(problem, s, key, Part::kKeys, -kInf);
+          set_token(problem, s, begin + 5, Part::kValues, value);
+        }
+        for (Where where : all_targets()) {
+          expect_nan_rows(problem, where);
+          where.threads = 4;
+          if (where.backend == "cpu") expect_nan_rows(problem, where);
+        }
+      }
+    }
+  }
+}
+
 TEST(SpecialNumbers, ASinkThatWeighsAllLeavesANaN) {
   Problem problem = random_problem({.sequences = {{20, 150}, {1, 1100}}});
   problem.sinks.assign(static_cast<size_t>(problem.num_q_heads), 1000.0f);

@@ -107,13 +107,18 @@ __device__ __forceinline__ void for_each_row(const Task& task, const Place<C>& p
   }
 }
 
-// The state of one segment of a split sequence, for combine.
+// The state of one segment of a split sequence, for combine: of the rows that see some of it, whatever their weights
+// come to, as 0 * v may be a NaN.
 template <class C, int kBlocks>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Task& task,
                                               const Place<C>& place, const Block<C>& block,
                                               const RowState (&totals)[C::kRowBlocks][2]) {
   const Workspace& w = a.workspace;
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t segment_begin = int64_t{task.segment} * kSegmentKv;
   for_each_row<C, kBlocks>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
+    const KeyRange keys = a.mask.attended(seq, seq.position(packed / a.group));
+    if (keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) return;
     const int64_t row =
         packed / a.group * a.num_q_heads + task.kv_head * a.group + packed % a.group;
     const int64_t state = task.plan->first_state + row * task.plan->num_segments + task.segment -
@@ -121,7 +126,6 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
       w.partial_states[state] = {total.max, total.sum};
     }
-    if (total.sum == 0) return;
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
       const int column = value_column(a, task, place, col);
