@@ -6,60 +6,68 @@
 
 namespace pagefill::cuda {
 
-// cap_factor * tanh(x). Up to |x| = 0.6, where most scores lie, an odd polynomial of degree 9, off by
-// 3 * 2^-24, relative; beyond it 1 - 2 / (e^2x + 1), off by 6 * 2^-24 at most, as 2^-22 of ex2.approx counts
-// (1 - tanh^2) / 2 times and 2^-23 of rcp.approx 1 - tanh times.
-inline constexpr float kSmallTanh = 0.6f;
+// The soft cap. Where |x| < kSmallTanh, as of most scores, a polynomial, off by 4 * 2^-24, relative (5 where x is a product); elsewhere
+// 1 - 2 / (e^2|x| + 1) with the sign of x, off by 8 * 2^-24 at 0.6 and less beyond: 2^-22 of ex2.approx counts
+// (1 - tanh^2) / 2 times, 2^-23 of rcp.approx and 2^-24 of the sum 1 - tanh times each, 2^-24 of the exponent and of
+// its factor x * (1 - tanh^2) times each, and the last rounding is one of 2^-25.
+inline constexpr float kSmallExponent = 2 * CUDART_L2E_F * kSmallTanh;
 
-__device__ __forceinline__ float small_tanh(float x, float cap_factor) {
-  const float u = __fmul_rn(x, x);
-  float p = __fmaf_rn(u, 0.015612612f, -0.05221179f);
-  p = __fmaf_rn(u, p, 0.13313116f);
-  p = __fmaf_rn(u, p, -0.33332598f);
-  return __fmul_rn(__fmul_rn(x, cap_factor), __fmaf_rn(u, p, 1.0f));
+__device__ __forceinline__ float small_tanh(const SoftCap& c, float score) {
+  const float u = __fmul_rn(score, score);
+  float p = __fmaf_rn(u, c.odd[4], c.odd[3]);
+  p = __fmaf_rn(u, p, c.odd[2]);
+  p = __fmaf_rn(u, p, c.odd[1]);
+  return __fmul_rn(score, __fmaf_rn(u, p, c.odd[0]));
 }
 
-__device__ __forceinline__ float any_tanh(float x, float cap_factor) {
-  const float e = ptx::exp2_approx(__fmul_rn(x, 2 * CUDART_L2E_F));  // 0 or inf for the largest
+__device__ __forceinline__ float any_tanh(const SoftCap& c, float score) {
+  const float exponent = __fmul_rn(score, c.exponent);
+  const float e = ptx::exp2_approx(fabsf(exponent));  // inf for the largest
   const float inverse = ptx::reciprocal_approx(__fadd_rn(e, 1.0f));
-  const float large = __fmaf_rn(__fmul_rn(cap_factor, -2.0f), inverse, cap_factor);
-  return fabsf(x) < kSmallTanh ? small_tanh(x, cap_factor) : large;
+  const float large = __fmaf_rn(__fmul_rn(c.cap, -2.0f), inverse, c.cap);
+  return fabsf(exponent) < kSmallExponent ? small_tanh(c, score) : copysignf(large, exponent);
 }
 
 // Products to scores: scales, cap. In units of log2.
 template <class C>
 __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable& table,
                                              int first_key, float (&scores)[C::kScoreCols][4]) {
-  const int pair = threadIdx.x % 4 * 2;
-  float largest = 0;
+  if constexpr (C::kIsStaged) {
+    const float* const scales = table.key_scale + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int col = 0; col < C::kScoreCols; ++col) {
-    float factor[2] = {a.score_factor, a.score_factor};
-    if constexpr (C::kIsStaged) {
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const float factor[2] = {__fmul_rn(scales[col * 8], a.score_factor),
+                               __fmul_rn(scales[col * 8 + 1], a.score_factor)};
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        factor[e] = __fmul_rn(table.key_scale[first_key + col * 8 + pair + e], a.score_factor);
-      }
+      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
     }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
-      largest = fmaxf(largest, fabsf(scores[col][e]));  // leaves NaN out, which either way keeps
-    }
-  }
-  if (a.cap_factor == 0) return;
-  // The same bits either way: where all are small, nothing else is computed.
-  if (!__any_sync(~0u, largest >= kSmallTanh)) {
+  } else if (a.score_factor != 1) {
 #pragma unroll
     for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = small_tanh(scores[col][e], a.cap_factor);
+      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], a.score_factor);
+    }
+  }
+  if (a.soft_cap.cap == 0) return;
+  float largest = 0;  // leaves NaN out, which either way keeps
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+    const float(&s)[4] = scores[col];
+    largest =
+        fmaxf(largest, fmaxf(fmaxf(fabsf(s[0]), fabsf(s[1])), fmaxf(fabsf(s[2]), fabsf(s[3]))));
+  }
+  // The same bits either way: where all are small, nothing else is computed.
+  if (!__any_sync(~0u, fabsf(__fmul_rn(largest, a.soft_cap.exponent)) >= kSmallExponent)) {
+#pragma unroll
+    for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[col][e] = small_tanh(a.soft_cap, scores[col][e]);
     }
   } else {
 #pragma unroll
     for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = any_tanh(scores[col][e], a.cap_factor);
+      for (int e = 0; e < 4; ++e) scores[col][e] = any_tanh(a.soft_cap, scores[col][e]);
     }
   }
 }
