@@ -144,8 +144,8 @@ __device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCol
   return __fadd_rn(left, right);
 }
 
-// What weights are relative to is replaced where a score is 2^kMaxGrowth times as large, or more: float32 and
-// bfloat16 lose nothing by weights up to that, and after the first tile of a segment it is rare.
+// What weights are relative to is replaced where one would be more than 2^kMaxGrowth: float32 and bfloat16 lose
+// nothing by weights up to that, and after the first tile of a segment it is rare.
 inline constexpr float kMaxGrowth = 8;
 
 // The product with weight_factor is not rounded before the reference is subtracted, and the reference is: by up to
@@ -187,7 +187,7 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         Scores<C>& scores) {
   float rescale[kBlocks][2], reference[kBlocks][2];
   bool changes = false, is_large = false;
-  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // weights of float16 have no room
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
     float max[2];
