@@ -1,9 +1,11 @@
 // Promise 4: any geometry.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "support/oracle.h"
 #include "support/run.h"
@@ -143,6 +145,51 @@ TEST(Geometry, AWindowMayBeLargerThanAnything) {
     problem.options.sliding_window = window;
     for (const Where& where : all_targets()) {
       EXPECT_EQ(difference(run(plain, {}, where), run(problem, {}, where)), std::nullopt) << window;
+    }
+  }
+}
+
+// Numbers of the view, each `by` larger.
+std::vector<int32_t> shifted(const TensorView& view, int32_t by) {
+  std::vector<int32_t> numbers;
+  for (int64_t i = 0; i < view.shape[0]; ++i) {
+    numbers.push_back(static_cast<const int32_t*>(view.data)[i * view.strides[0]] + by);
+  }
+  return numbers;
+}
+
+TEST(Geometry, PositionsUpToTheLargestInt32GiveTheBitsOfSmallOnes) {
+  // Whole segments of 1024 keys further, where the last key of the context stands at 2^31 - 2.
+  constexpr int32_t kShift = std::numeric_limits<int32_t>::max() - 2047;
+  for (int64_t num_rows : {1, 20}) {
+    Problem problem = random_problem({.sequences = {{num_rows, 2047}, {1, 2047}},
+                                      .head_dim = 16,
+                                      .query_dtype = DType::kBFloat16,
+                                      .cache_dtype = DType::kBFloat16});
+    problem.kv_start_given = true;
+    problem.sequences[0].kv_start = 700;
+    problem.sequences[1].kv_start = 2001;
+    const std::vector<Chunk> chunks = {{0, 0, num_rows}, {1, 0, 1}};
+    for (auto options : {AttentionOptions{}, AttentionOptions{.sliding_window = 100},
+                         AttentionOptions{.mask_value = -3.0f}}) {
+      problem.options = options;
+      for (const Where& where : all_targets()) {
+        SCOPED_TRACE(describe(where));
+        const Arguments near = lay_out(problem, chunks, {});
+        ASSERT_TRUE(call(near, where).ok());
+        Arguments far = lay_out(problem, chunks, {});
+        const std::vector<int32_t> lens = shifted(far.context_lens, kShift);
+        const std::vector<int32_t> starts = shifted(far.options.kv_start, kShift);
+        far.context_lens = TensorView(lens.data(), {2});
+        far.options.kv_start = TensorView(starts.data(), {2});
+        const Status status = call(far, where);
+        ASSERT_TRUE(status.ok()) << status.message();
+        const auto bytes = [](const GuardedBuffer& b) {
+          return std::vector<std::byte>(b.data(), b.data() + b.size());
+        };
+        EXPECT_EQ(bytes(far.output_memory), bytes(near.output_memory));
+        EXPECT_EQ(bytes(far.lse_memory), bytes(near.lse_memory));
+      }
     }
   }
 }

@@ -123,5 +123,29 @@ TEST(Options, WhatIsNotSupportedIsRefusedByName) {
   }
 }
 
+TEST(Options, ASoftCapOfAnySizeIsThatOfTheFormula) {
+  // From scores far above the cap to scores so far below that it changes nothing, of both signs.
+  for (DType dtype : kFloatDTypes) {
+    for (int64_t num_rows : {1, 20}) {
+      Problem problem = random_problem({.sequences = {{num_rows, 140}},
+                                        .head_dim = 64,
+                                        .query_dtype = dtype,
+                                        .cache_dtype = dtype});
+      for (float cap : {1e-6f, 0.25f, 3.0f, 30.0f, 300.0f, 1e5f, 1e20f}) {
+        for (float scale : {0.125f, -0.125f, 1e-7f, 2.0f, 0.0f}) {
+          SCOPED_TRACE("cap " + std::to_string(cap) + ", scale " + std::to_string(scale));
+          problem.options.attn_logits_soft_cap = cap;
+          problem.options.softmax_scale = scale;
+          const Expected expected = oracle(problem);
+          for (const Where& where : all_targets()) {
+            SCOPED_TRACE(describe(where));
+            expect_close(run(problem, {}, where), expected, problem);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pagefill::testing

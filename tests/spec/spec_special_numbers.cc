@@ -135,6 +135,61 @@ TEST(SpecialNumbers, KeysThatScoreMinusInfinityWeighNothing) {
   }
 }
 
+// Every row sees a value that is not finite at a weight of 0: 0 * inf is a NaN.
+void expect_nan_rows(const Problem& problem, const Where& where) {
+  SCOPED_TRACE(describe(where) + ", " + describe(problem));
+  const Expected expected = oracle(problem);
+  const Results got = run(problem, {}, where);
+  for (size_t i = 0; i < got.lse.size(); ++i) {
+    ASSERT_NEAR(got.lse[i], expected.lse[i], lse_tolerance(expected.lse[i])) << i;
+  }
+  for (int64_t row = 0; row < got.num_rows(); ++row) {
+    for (int64_t d = 0; d < got.v_head_dim; ++d) ASSERT_TRUE(std::isnan(got.at(row, 0, d))) << row;
+  }
+}
+
+TEST(SpecialNumbers, AWeightOfZeroMakesNothingOfAnInfiniteValue) {
+  // As above, whole segments of keys score -inf; now one of them has a value that is not finite.
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (int64_t num_rows : {1, 20}) {
+      for (float value : {kInf, kNaN}) {
+        Problem problem = random_problem({.sequences = {{num_rows, 1100}, {1, 2060}},
+                                          .head_dim = 16,
+                                          .query_dtype = dtype,
+                                          .cache_dtype = dtype});
+        for (int64_t s : {0, 1}) {
+          Sequence& seq = problem.sequences[s];
+          for (float& x : seq.query) x = round_to(dtype, std::abs(x) + 0.125f);
+          // The first segment of the one, the second of the other.
+          const int64_t begin = s * 1024;
+          for (int64_t key = begin; key < begin + 1024; ++key)
+            set_token(problem, s, key, Part::kKeys, -kInf);
+          set_token(problem, s, begin + 5, Part::kValues, value);
+        }
+        for (Where where : all_targets()) {
+          expect_nan_rows(problem, where);
+          where.threads = 4;
+          if (where.backend == "cpu") expect_nan_rows(problem, where);
+        }
+      }
+    }
+  }
+}
+
+TEST(SpecialNumbers, ASinkThatWeighsAllLeavesANaN) {
+  Problem problem = random_problem({.sequences = {{20, 150}, {1, 1100}}});
+  problem.sinks.assign(static_cast<size_t>(problem.num_q_heads), 1000.0f);
+  for (int64_t s : {0, 1}) set_token(problem, s, 5, Part::kValues, kNaN);
+  for (const Where& where : all_targets()) expect_nan_rows(problem, where);
+  // The same where no key weighs anything at all.
+  for (int64_t s : {0, 1}) {
+    Sequence& seq = problem.sequences[s];
+    for (float& x : seq.query) x = std::abs(x) + 0.125f;
+    seq.keys.assign(seq.keys.size(), -kInf);
+  }
+  for (const Where& where : all_targets()) expect_nan_rows(problem, where);
+}
+
 TEST(SpecialNumbers, DenormalsInKeysAreNotFlushedToZero) {
   // float32 keys below 2^-126. softmax_scale times a query stays below 2^128, so that a backend may
   // multiply these two first.
@@ -208,6 +263,53 @@ TEST(SpecialNumbers, LargeScoresNeitherOverflowNorLoseTheLargest) {
     }
     for (int64_t row = 0; row < 6; ++row) {
       EXPECT_TRUE(std::isfinite(got.at(row, 0, 0))) << "row " << row;
+    }
+  }
+}
+
+void expect_the_largest(const Problem& problem) {
+  const Expected expected = oracle(problem);
+  for (const Where& where : all_targets()) {
+    SCOPED_TRACE(describe(where));
+    const Results got = run(problem, {}, where);
+    for (size_t i = 0; i < got.lse.size(); ++i) {
+      ASSERT_NEAR(got.lse[i], expected.lse[i], std::abs(expected.lse[i]) * 0x1p-16) << i;
+    }
+    for (size_t i = 0; i < expected.output.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      const double value = got.at(at / got.v_head_dim / got.num_q_heads,
+                                  at / got.v_head_dim % got.num_q_heads, at % got.v_head_dim);
+      ASSERT_NEAR(value, expected.output[i], std::abs(expected.output[i]) * 0x1p-7) << i;
+    }
+  }
+}
+
+TEST(SpecialNumbers, ScoresOfAnyFiniteSizeLeaveTheLargestItsWeight) {
+  // Far beyond 2^24, float32 scores are further apart than the range of a weight's exponent.
+  for (DType dtype : kFloatDTypes) {
+    for (const Lengths lengths : {Lengths{1, 140}, Lengths{20, 140}, Lengths{1, 2100}}) {
+      Problem problem = random_problem({.sequences = {lengths, {1, 30}},
+                                        .head_dim = 16,
+                                        .query_dtype = dtype,
+                                        .cache_dtype = dtype});
+      // Queries are positive; all rows see the first one's key, and no other comes near it.
+      for (Sequence& seq : problem.sequences) {
+        for (float& x : seq.query) x = round_to(dtype, std::abs(x) + 0.125f);
+      }
+      for (int log2_scale : {14, 18, 20, 22, 25, 27, 31}) {
+        for (float sign : {1.0f, -1.0f}) {
+          for (float mask_value : {kDefaultMaskValue, -3.0f}) {
+            SCOPED_TRACE(std::string(dtype_name(dtype)) + ", " + describe(problem) + ", scale 2^" +
+                         std::to_string(log2_scale));
+            problem.options.softmax_scale = std::ldexp(sign, log2_scale);
+            problem.options.mask_value = mask_value;
+            for (int64_t s = 0; s < 2; ++s) {
+              set_token(problem, s, problem.sequences[s].position(0), Part::kKeys, sign * 8);
+            }
+            expect_the_largest(problem);
+          }
+        }
+      }
     }
   }
 }

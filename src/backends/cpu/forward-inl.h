@@ -369,19 +369,27 @@ inline void merge(const Problem& p, const Block& block, const State& total, cons
   }
 }
 
+// out = acc * weight / sum, where `weight` brings the state under the maximum that includes the sink. A
+// row without a weight to give (it sees no key, or all of its scores are -inf) has weight 0, and lse -inf where
+// there is no sink either; beside one, 0 * v may be a NaN.
+struct RowResult {
+  float weight, sum, lse;
+};
+
 // One row of the result, divided and rounded. Adding +0 makes -0 of an underflow +0: which zero a sum ends
 // in may depend on the masked keys beside it. NaN gets one encoding for the same reason.
 template <class T>
-HWY_INLINE void write_row(const float* acc, float weight, float sum, int64_t v_head_dim, T* to) {
+HWY_INLINE void write_row(const float* acc, const RowResult& result, int64_t v_head_dim, T* to) {
   const StepTag d;
   const int64_t n = hn::Lanes(d);
   const auto nan = hn::Set(d, std::numeric_limits<float>::quiet_NaN());
+  const bool weighs_nothing = result.lse == -std::numeric_limits<float>::infinity();
   HWY_ALIGN float step[8];
   for (int64_t c = 0; c < v_head_dim; c += n) {
-    const auto scaled = hn::Mul(hn::LoadU(d, acc + c), hn::Set(d, weight));
-    auto out = hn::Add(hn::Div(scaled, hn::Set(d, sum)), hn::Zero(d));
+    const auto scaled = hn::Mul(hn::LoadU(d, acc + c), hn::Set(d, result.weight));
+    auto out = hn::Add(hn::Div(scaled, hn::Set(d, result.sum)), hn::Zero(d));
     out = hn::IfThenElse(hn::Eq(out, out), out, nan);
-    if (weight == 0) out = hn::Zero(d);
+    if (weighs_nothing) out = hn::Zero(d);
     if constexpr (std::is_same_v<T, float>) {
       hn::StoreU(out, d, to + c);
     } else {
@@ -390,12 +398,6 @@ HWY_INLINE void write_row(const float* acc, float weight, float sum, int64_t v_h
     }
   }
 }
-
-// out = acc * weight / sum, where `weight` brings the state under the maximum that includes the sink. A
-// row without a weight to give (it sees no key, or all of its scores are -inf) has weight 0.
-struct RowResult {
-  float weight, sum, lse;
-};
 
 inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
   const FloatTag d;
@@ -430,16 +432,13 @@ inline void write_output(const Problem& p, const Block& block, const State& stat
     const int64_t offset = token * p.output.strides[0] + q_head * p.output.strides[1];
     switch (p.output.dtype) {
       case DType::kBFloat16:
-        write_row(acc, result.weight, result.sum, p.v_head_dim,
-                  static_cast<bfloat16*>(p.output.data) + offset);
+        write_row(acc, result, p.v_head_dim, static_cast<bfloat16*>(p.output.data) + offset);
         break;
       case DType::kFloat16:
-        write_row(acc, result.weight, result.sum, p.v_head_dim,
-                  static_cast<float16*>(p.output.data) + offset);
+        write_row(acc, result, p.v_head_dim, static_cast<float16*>(p.output.data) + offset);
         break;
       default:
-        write_row(acc, result.weight, result.sum, p.v_head_dim,
-                  static_cast<float*>(p.output.data) + offset);
+        write_row(acc, result, p.v_head_dim, static_cast<float*>(p.output.data) + offset);
     }
     if (p.lse.given()) {
       static_cast<float*>(p.lse.data)[token * p.lse.strides[0] + q_head * p.lse.strides[1]] =

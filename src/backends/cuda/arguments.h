@@ -87,6 +87,15 @@ struct Workspace {
   int value_stride = 0;
 };
 
+// cap * tanh(x), x being a constant times a number: the product of query and key where the constant leaves all of
+// these normal numbers, so that no operation is needed for it; else the score over the cap, and the constant is 1.
+struct SoftCap {
+  float cap = 0;       // in units of log2; 0: none
+  float odd[5] = {};   // coefficients of the number and its odd powers, where |x| < kSmallTanh
+  float exponent = 0;  // e^2x is 2^(exponent * number)
+};
+inline constexpr float kSmallTanh = 0.6f;
+
 struct Arguments {
   Rows query, output, lse;
   CacheView keys, values;
@@ -110,11 +119,11 @@ struct Arguments {
   DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
   int cache_element_size = 0;
 
-  // Scores in units of log2: s = score_factor * dot, or cap_factor * tanh(score_factor * dot). Where nothing
-  // comes between a score and its weight, and the factor is above 0, it is weight_factor instead, and one
-  // fused operation with the subtraction of the maximum; else weight_factor is 1.
+  // Scores in units of log2: s = score_factor * dot, and the soft cap of that. Where nothing comes between a
+  // score and its weight, and the factor is above 0, it is weight_factor instead, and one fused operation with
+  // the subtraction of the maximum; else weight_factor is 1.
   float score_factor = 0;
-  float cap_factor = 0;  // 0: no cap
+  SoftCap soft_cap;
   float weight_factor = 1;
   float mask_value = 0;  // in units of log2, where masked keys count
   // Weights are 2^weight_shift times what they should be until the row is written: float16 has 2^-24 as its

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <utility>
@@ -20,6 +21,7 @@ using cuda::CacheView;
 using cuda::Integers;
 using cuda::Plan;
 using cuda::Rows;
+using cuda::SoftCap;
 
 constexpr float kLog2E = std::numbers::log2e_v<float>;
 constexpr int kFloat16WeightShift = 15;
@@ -53,6 +55,27 @@ int32_t clamp_to_int32(int64_t x) {
   return static_cast<int32_t>(std::min<int64_t>(x, std::numeric_limits<int32_t>::max()));
 }
 
+// tanh(x) / x in powers of x^2, up to kSmallTanh: off by 1.5 * 2^-24, relative.
+constexpr double kTanh[] = {1, -0.33332598, 0.13313116, -0.05221179, 0.015612612};
+
+// `constant`: x over the number that the kernel has.
+SoftCap soft_cap(double cap, double constant) {
+  SoftCap c;
+  const double factor = cap * std::numbers::log2e;
+  c.cap = static_cast<float>(factor);
+  double power = constant;
+  for (int i = 0; i < 5; ++i, power *= constant * constant)
+    c.odd[i] = static_cast<float>(factor * kTanh[i] * power);
+  c.exponent = static_cast<float>(2 * std::numbers::log2e * constant);
+  return c;
+}
+
+// Whether neither a coefficient nor its product with the numbers that it is for is near an end of float32's range.
+bool is_in_range(const SoftCap& c) {
+  const auto holds = [](float x) { return std::abs(x) > 0x1p-100f && std::abs(x) < 0x1p+60f; };
+  return std::all_of(std::begin(c.odd), std::end(c.odd), holds) && holds(c.exponent);
+}
+
 Status check_counts(const Problem& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (p.num_q_heads > kMost || p.num_seqs > kMost) {
@@ -60,6 +83,14 @@ Status check_counts(const Problem& p) {
                   fmt::format("query: expected fewer than 2^31 heads and sequences on the cuda "
                               "backend, got {} and {}",
                               p.num_q_heads, p.num_seqs));
+  }
+  // Starts are int32; a single call's only sequence has all rows without any.
+  if (p.query.shape[0] > kMost && !p.query_starts.given()) {
+    return Status(
+        StatusCode::kUnsupported,
+        fmt::format("query: expected a chunk of fewer than 2^31 rows on the cuda backend, "
+                    "got {}",
+                    p.query.shape[0]));
   }
   return {};
 }
@@ -100,17 +131,21 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.cache_dtype = p.key_cache.dtype;
   a.cache_element_size = static_cast<int>(dtype_size(p.key_cache.dtype));
 
+  const bool is_same = plan.kernel->cache == cuda::Cache::kSame;  // no scales beside the factor
   a.score_factor = p.softmax_scale * kLog2E;
   if (p.attn_logits_soft_cap) {
+    const double cap = *p.attn_logits_soft_cap;
     a.score_factor = p.softmax_scale / *p.attn_logits_soft_cap;
-    a.cap_factor = *p.attn_logits_soft_cap * kLog2E;
+    a.soft_cap = soft_cap(cap, 1);
+    const SoftCap folded = soft_cap(cap, p.softmax_scale / cap);
+    if (is_same && is_in_range(folded)) a.score_factor = 1, a.soft_cap = folded;
   }
   a.mask_value = p.mask.masked_keys_count ? p.mask_value * kLog2E : 0;
   const bool has_float16_weights =
       p.query.dtype == DType::kFloat16 && p.key_cache.dtype == DType::kFloat16;
   a.weight_shift = has_float16_weights ? kFloat16WeightShift : 0;
-  const bool is_plain = plan.kernel->cache == cuda::Cache::kSame && a.cap_factor == 0 &&
-                        !p.mask.masked_keys_count && a.score_factor > 0;
+  const bool is_plain =
+      is_same && !p.attn_logits_soft_cap && !p.mask.masked_keys_count && a.score_factor > 0;
   if (is_plain) std::swap(a.score_factor, a.weight_factor);
   a.mask = p.mask;
   return a;

@@ -10,20 +10,18 @@ namespace {
 constexpr int kCombineThreads = 256;
 constexpr int kLaneCols = 4;  // of a float4
 
-// The columns of one lane, from all states of the row.
-__device__ RowState merge_columns(const Arguments& a, int64_t first_state, int num_segments,
-                                  int column, bool has_column, float (&values)[kLaneCols]) {
+// The columns of one lane, from states [first, end) of the workspace.
+__device__ RowState merge_columns(const Arguments& a, int64_t first, int64_t end, int column,
+                                  bool has_column, float (&values)[kLaneCols]) {
   RowState total;
 #pragma unroll 4
-  for (int i = 0; i < num_segments; ++i) {
-    const float2 state = a.workspace.partial_states[first_state + i];
+  for (int64_t i = first; i < end; ++i) {
+    const float2 state = a.workspace.partial_states[i];
     const RowState part{state.x, state.y};
-    // A segment that the row does not see was not written.
-    const bool is_empty = part.sum == 0;
     float4 part_values{0, 0, 0, 0};
-    if (has_column && !is_empty) {
-      part_values = *reinterpret_cast<const float4*>(
-          a.workspace.partial_values + (first_state + i) * a.workspace.value_stride + column);
+    if (has_column) {
+      part_values = *reinterpret_cast<const float4*>(a.workspace.partial_values +
+                                                     i * a.workspace.value_stride + column);
     }
     float total_factor, part_factor;
     merge(total, part, total_factor, part_factor);
@@ -46,17 +44,22 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
         find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_row, row);
     const SequencePlan& p = a.workspace.sequences[s];
     const int64_t row_of_sequence = row - p.first_row;
-    const int64_t token = p.query_start + row_of_sequence / a.num_q_heads;
+    const int64_t token_of_sequence = row_of_sequence / a.num_q_heads;
+    const int64_t token = p.query_start + token_of_sequence;
     const int q_head = static_cast<int>(row_of_sequence % a.num_q_heads);
-    const int64_t packed = row_of_sequence / a.num_q_heads * a.group + q_head % a.group;
-    if (packed >= int64_t{p.num_split} * a.tile_rows) continue;  // the last token may be split in part
-    const int64_t first_state = p.first_state + row_of_sequence * p.num_segments;
+    // The last token may be split in part.
+    if (token_of_sequence * a.group + q_head % a.group >= int64_t{p.num_split} * a.tile_rows) continue;
+    // Segments that the row does not see were not written.
+    const SequenceGeometry seq = p.geometry();
+    const KeyRange keys = a.mask.attended(seq, seq.position(token_of_sequence));
+    const int64_t state_of_0 = p.first_state + row_of_sequence * p.num_segments - p.first_segment;
     for (int first = 0; first < a.values.dim; first += 32 * kLaneCols) {
       const int column = first + lane * kLaneCols;
       const bool has_column = column < a.values.dim;
       float values[kLaneCols] = {};
       const RowState total =
-          merge_columns(a, first_state, p.num_segments, column, has_column, values);
+          merge_columns(a, state_of_0 + keys.begin / kSegmentKv,
+                        state_of_0 + ceil_div(keys.end, kSegmentKv), column, has_column, values);
       const Ending end = end_row(a, total, q_head);
       if (first == 0 && lane == 0) store_lse(a, token, q_head, end.lse);
       if (!has_column) continue;

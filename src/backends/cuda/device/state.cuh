@@ -43,8 +43,8 @@ __device__ __forceinline__ float merge_value(float total, float part, float tota
 
 // What makes a row's values its output.
 struct Ending {
-  float factor;  // 0: nothing was seen
-  float lse;
+  float factor;
+  float lse;  // -inf: nothing was seen, or weighs anything
 };
 
 __device__ __forceinline__ Ending end_row(const Arguments& a, RowState row, int q_head) {
@@ -66,9 +66,9 @@ __device__ __forceinline__ Ending end_row(const Arguments& a, RowState row, int 
                 CUDART_LN2_F)};
 }
 
-// NaN has one encoding. Adding +0 makes both zeros one.
+// NaN has one encoding. Adding +0 makes both zeros one. Beside a sink the factor may be 0, and 0 * v a NaN.
 __device__ __forceinline__ float end_value(float value, Ending end) {
-  return end.factor == 0 ? 0.0f : __fadd_rn(__fmul_rn(value, end.factor), 0.0f);
+  return end.lse == -kInfinity ? 0.0f : __fadd_rn(__fmul_rn(value, end.factor), 0.0f);
 }
 
 __device__ __forceinline__ void store_lse(const Arguments& a, int64_t token, int q_head,

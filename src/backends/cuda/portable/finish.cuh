@@ -92,9 +92,10 @@ __device__ __forceinline__ void end_segments(const Arguments& a, Block<C>& block
   }
 }
 
-// Calls write(m, r, packed row, state) for each row of the task that the thread holds a part of.
+// Calls write(m, r, row, state) for each row of the task that the thread holds a part of.
 template <class C, int kBlocks, typename Write>
-__device__ __forceinline__ void for_each_row(const Task& task, const Place<C>& place,
+__device__ __forceinline__ void for_each_row(const Arguments& a, const Task& task,
+                                             const Place<C>& place,
                                              const RowState (&totals)[C::kRowBlocks][2],
                                              const Write& write) {
 #pragma unroll
@@ -102,26 +103,24 @@ __device__ __forceinline__ void for_each_row(const Task& task, const Place<C>& p
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = place.row(m, r);
-      if (row < task.num_rows) write(m, r, task.first_row + row, totals[m][r]);
+      if (row < task.num_rows) write(m, r, row_of(a, task, row), totals[m][r]);
     }
   }
 }
 
-// The state of one segment of a split sequence, for combine.
+// The state of one segment of a split sequence, for combine: of the rows that see some of it, whatever their weights
+// come to, as 0 * v may be a NaN.
 template <class C, int kBlocks>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Task& task,
                                               const Place<C>& place, const Block<C>& block,
                                               const RowState (&totals)[C::kRowBlocks][2]) {
   const Workspace& w = a.workspace;
-  for_each_row<C, kBlocks>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
-    const int64_t row =
-        packed / a.group * a.num_q_heads + task.kv_head * a.group + packed % a.group;
-    const int64_t state = task.plan->first_state + row * task.plan->num_segments + task.segment -
-                          task.plan->first_segment;
+  for_each_row<C, kBlocks>(a, task, place, totals, [&](int m, int r, TaskRow row, RowState total) {
+    const int64_t state = partial_state(a, task, row);
+    if (state < 0) return;
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
       w.partial_states[state] = {total.max, total.sum};
     }
-    if (total.sum == 0) return;
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
       const int column = value_column(a, task, place, col);
@@ -136,15 +135,14 @@ template <class C, int kBlocks>
 __device__ __forceinline__ void write_output(const Arguments& a, const Task& task,
                                              const Place<C>& place, const Block<C>& block,
                                              const RowState (&totals)[C::kRowBlocks][2]) {
-  for_each_row<C, kBlocks>(task, place, totals, [&](int m, int r, int64_t packed, RowState total) {
-    const int64_t token = task.plan->query_start + packed / a.group;
-    const int q_head = static_cast<int>(task.kv_head * a.group + packed % a.group);
-    const Ending end = end_row(a, total, q_head);
+  for_each_row<C, kBlocks>(a, task, place, totals, [&](int m, int r, TaskRow row, RowState total) {
+    const int64_t token = task.plan->query_start + row.token;
+    const Ending end = end_row(a, total, row.q_head);
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
-      store_lse(a, token, q_head, end.lse);
+      store_lse(a, token, row.q_head, end.lse);
     }
     with_output_type<typename C::Element>(a.query_dtype, [&](auto type) {
-      const int64_t at = output_offset(a, token, q_head);
+      const int64_t at = output_offset(a, token, row.q_head);
 #pragma unroll
       for (int col = 0; col < C::kOutputCols; ++col) {
         const int column = value_column(a, task, place, col);

@@ -34,56 +34,6 @@ struct Shared {
   }
 };
 
-__device__ __forceinline__ KeyInterval interval(KeyRange range) {
-  return {static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)};
-}
-
-// Which keys the rows of a task take.
-__device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
-  const SequenceGeometry seq = task.plan->geometry();
-  const int64_t first = task.first_row / a.group;
-  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-  const int64_t first_position = seq.position(first), last_position = seq.position(last);
-  KeyRange any = a.mask.attended(seq, first, last + 1);
-  if (task.segment >= 0) {
-    const int64_t begin = int64_t{task.segment} * kSegmentKv;
-    any = intersect(any, {begin, begin + kSegmentKv});
-  }
-  task.any = interval(any.empty() ? KeyRange{} : any);
-  task.all_attended = interval(
-      intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position)));
-  task.all_visible =
-      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)));
-}
-
-__device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
-  Task task{};
-  task.sequence =
-      find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_task, index);
-  const SequencePlan& p = a.workspace.sequences[task.sequence];
-  task.plan = &p;
-  int64_t rest = index - p.first_task;
-  task.value_part = static_cast<int>(rest % a.num_value_parts);
-  rest /= a.num_value_parts;
-  task.kv_head = static_cast<int>(rest % a.num_kv_heads);
-  rest /= a.num_kv_heads;
-  // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
-  const int num_whole = p.num_tiles - p.num_split;
-  int64_t tile = p.num_tiles - 1 - rest;
-  task.segment = -1;
-  if (rest >= num_whole) {
-    rest -= num_whole;
-    task.segment = p.first_segment + static_cast<int>(rest % p.num_segments);
-    tile = p.num_split - 1 - rest / p.num_segments;
-  }
-  task.first_row = tile * a.tile_rows;
-  task.num_rows =
-      static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
-  task.kv_start = p.kv_start;
-  if (!p.is_bad) find_keys(a, task);
-  return task;
-}
-
 // The pieces of a task's tiles, one after another through a ring: two copies are under way while a piece is
 // used (one of float32; three where pieces are small). A new one goes to the place of the piece that was used
 // last; or, of a quantised cache, of the present one, which has been converted while its predecessor was used.
@@ -100,7 +50,7 @@ struct Pipeline {
 
   __device__ __forceinline__ void issue(int tile, int piece, int to_slot) {
     while (piece >= num_pieces) piece -= num_pieces, ++tile;
-    if (tile * kTileKv < shared.task->any.end) {
+    if (first_key_of(tile) < shared.task->any.end) {
       const TileTable& table = shared.tables[tile % kTables];
       const bool is_key = piece < key_pieces;
       copy_piece<C>(is_key ? a.keys : a.values, table, is_key ? table.keys : table.values,
@@ -264,7 +214,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
             block.output[0],
             reinterpret_cast<const float*>(shared.weights) + place.warp_row * C::kWeightsRow,
             reinterpret_cast<const float*>(piece), place.first_value_col(), must_select,
-            tile * kTileKv, rows);
+            first_key_of(tile), rows);
       }
     } else {
       if (kPiece == 0) take_weights(place, shared, packed[0]);
@@ -273,7 +223,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
         for (int m = 0; m < kBlocks; ++m) {
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
           add_not_finite<C, kPiece>(block.output[m], packed[m], piece, place.first_value_col(),
-                                    tile * kTileKv, rows);
+                                    first_key_of(tile), rows);
         }
         __syncthreads();
         remove_not_finite<C>(piece);

@@ -9,16 +9,13 @@
 
 namespace pagefill::cuda {
 
-// A thread a row. One that is not there does as the last one.
+// A thread a row.
 template <class C>
 __device__ __forceinline__ void find_rows(const Arguments& a, const Task& task, RowKeys* rows) {
   static_assert(sizeof(RowKeys) == kRowKeysBytes && sizeof(Task) <= kTaskBytes);
   const int row = threadIdx.x;
   if (row >= a.tile_rows) return;
-  const SequenceGeometry seq = task.plan->geometry();
-  const int64_t packed = task.first_row + min(row, task.num_rows - 1);
-  const int64_t position = seq.position(packed / a.group);
-  rows[row] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+  rows[row] = keys_of_row(a, task, row);
 }
 
 // The scores of one KV tile.
@@ -70,7 +67,8 @@ __device__ __forceinline__ void add_tile(const Arguments& a, const Shared<C>& sh
   compute_scores<C, kBlocks>(a, shared, place, has_rows, tile, entry_ahead, pipeline, scores);
   if (!C::kIsFloat || has_rows) {
     const TileTable& table = shared.tables[tile % kTables];
-    const int first_key = place.first_score_col() * 8, tile_begin = tile * kTileKv;
+    const int first_key = place.first_score_col() * 8;
+    const uint32_t tile_begin = first_key_of(tile);
     const bool must_mask = (table.must_mask[0] | table.must_mask[1]) != 0;
     const auto rows_of = [&](int m, int r) { return shared.rows[place.row(m, r)]; };
     if (a.weight_factor == 1) {
@@ -141,8 +139,8 @@ template <class C>
 __device__ __forceinline__ void run_task(const Arguments& a, const Shared<C>& shared) {
   const Place<C> place;
   const Task& task = *shared.task;
-  const int first_tile = task.any.begin / kTileKv;
-  const int end_tile = (task.any.end - 1 + kTileKv) / kTileKv;
+  const int first_tile = static_cast<int>(task.any.begin / kTileKv);
+  const int end_tile = static_cast<int>((task.any.end + kTileKv - 1) / kTileKv);
   find_rows<C>(a, task, shared.rows);
   int even_tile = first_tile & ~1;
   fill_tables<C>(a, task, even_tile, read_entry(a, task, even_tile), shared.tables);

@@ -1,45 +1,25 @@
 // From pages to shared memory: where a tile's keys lie, and the copies that bring them.
 #pragma once
 
-#include "backends/cuda/device/find.cuh"
+#include "backends/cuda/device/chunks.cuh"
+#include "backends/cuda/device/task.cuh"
 #include "backends/cuda/portable/config.h"
-#include "backends/cuda/ptx/copy.h"
 
 namespace pagefill::cuda {
 
-// Absolute positions of keys.
-struct KeyInterval {
-  int32_t begin, end;
-  __device__ bool contains(int32_t key) const { return key >= begin && key < end; }
-  __device__ bool contains(KeyInterval other) const {
-    return other.begin >= begin && other.end <= end;
-  }
-};
-
-// What a block has in hand: the rows of a row tile, and keys. In shared memory: few ask, and registers are
-// short.
-struct Task {
-  const SequencePlan* plan;
-  int64_t sequence;
-  int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
-  int32_t num_rows;
-  int32_t kv_start;
-  int kv_head;
-  int value_part;
-  int segment;  // absolute, or -1: all
-  // Keys that some row takes, and those that all rows take, and see.
-  KeyInterval any, all_attended, all_visible;
-};
+__device__ __forceinline__ uint32_t first_key_of(int tile) {
+  return static_cast<uint32_t>(tile) * kTileKv;
+}
 
 // Tables are filled in for two tiles at once, the even one first: a thread a key.
 static_assert(kThreads == 2 * kTileKv);
 
 // The table entry of the thread's key, read long before it is used.
 __device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int even_tile) {
-  const int32_t key = even_tile * kTileKv + static_cast<int>(threadIdx.x);
+  const uint32_t key = first_key_of(even_tile) + threadIdx.x;
   int32_t entry = -1;
   if (task.any.contains(key)) {
-    const int32_t page = a.page_size_divisor.quotient(key - task.kv_start);
+    const int32_t page = a.page_size_divisor.quotient(static_cast<int32_t>(key) - task.kv_start);
     entry = a.page_table[task.sequence * a.table_seq_stride + page * a.table_entry_stride];
   }
   return entry;
@@ -66,11 +46,11 @@ __device__ __forceinline__ void fill_tables(const Arguments& a, const Task& task
                                             int32_t entry, TileTable* tables) {
   const int in_tile = threadIdx.x % kTileKv, half = in_tile / 32;
   TileTable& table = tables[(even_tile + static_cast<int>(threadIdx.x) / kTileKv) % kTables];
-  const int32_t key = even_tile * kTileKv + static_cast<int>(threadIdx.x);
+  const uint32_t key = first_key_of(even_tile) + threadIdx.x;
   const bool is_needed = task.any.contains(key);
   const bool is_there = is_needed && entry >= 0 && entry < a.total_num_pages;
-  const int32_t token = key - task.kv_start;
-  const int32_t page = a.page_size_divisor.quotient(max(token, 0));
+  const int32_t token = is_needed ? static_cast<int32_t>(key) - task.kv_start : 0;
+  const int32_t page = a.page_size_divisor.quotient(token);
   const uint32_t bad = __ballot_sync(~0u, is_needed && !is_there);
   const uint32_t there = __ballot_sync(~0u, is_there);
   if (threadIdx.x % 32 == 0) {
@@ -97,40 +77,6 @@ __device__ __forceinline__ void fill_tables(const Arguments& a, const Task& task
   if constexpr (C::kIsStaged) {
     read_scale(a.keys, &table.key_scale[in_tile], task.kv_head, entry, slot, is_there);
     read_scale(a.values, &table.value_scale[in_tile], task.kv_head, entry, slot, is_there);
-  }
-}
-
-// Where chunk `chunk` (8 elements of 16 bits) of a row lies: exchanged with the row's number, so that 8 rows
-// of one chunk lie in 32 banks.
-__device__ __forceinline__ int swizzled(int chunk, int row) { return chunk ^ (row & 7); }
-
-// Any other than 16 bytes at once: the width that the addresses allow.
-template <int kBytes>
-__device__ __forceinline__ void copy_in_steps(char* to, const char* from, int bytes,
-                                              bool is_there) {
-#pragma unroll 1
-  for (int at = 0; at < bytes; at += kBytes) {
-    if constexpr (kBytes >= 4) {
-      ptx::copy_async<kBytes>(ptx::shared_address(to + at), from + at, is_there);
-    } else {
-      using T = std::conditional_t<kBytes == 2, uint16_t, uint8_t>;
-      *reinterpret_cast<T*>(to + at) = is_there ? *reinterpret_cast<const T*>(from + at) : T{0};
-    }
-  }
-}
-
-__device__ __forceinline__ void copy_narrow(char* to, const char* from, int bytes, int vector_bytes,
-                                            bool is_there) {
-  switch (vector_bytes) {
-    case 16:
-    case 8:
-      return copy_in_steps<8>(to, from, bytes, is_there);
-    case 4:
-      return copy_in_steps<4>(to, from, bytes, is_there);
-    case 2:
-      return copy_in_steps<2>(to, from, bytes, is_there);
-    default:
-      return copy_in_steps<1>(to, from, bytes, is_there);
   }
 }
 

@@ -9,12 +9,6 @@
 
 namespace pagefill::cuda {
 
-// Which keys a row takes; in shared memory, as only tiles at an edge ask.
-struct RowKeys {
-  KeyInterval attended;  // what takes part
-  KeyInterval visible;   // what causality and window show; elsewhere mask_value is added
-};
-
 // ---- 16-bit numbers: tensor cores.
 
 // Fragments of b are read this many ldmatrix ahead of their products, whose 16 clocks each hide the read's 33.
@@ -79,36 +73,13 @@ __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queri
   }
 }
 
-template <typename T>
-__device__ __forceinline__ float value_of(uint32_t bits);
-template <>
-__device__ __forceinline__ float value_of<__nv_bfloat16>(uint32_t bits) {
-  return __uint_as_float(bits << 16);
-}
-template <>
-__device__ __forceinline__ float value_of<__half>(uint32_t bits) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-}
-
-template <typename T>
-inline constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-
-// The pair with zeros in place of infinities and NaN.
-template <typename T>
-__device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
-  constexpr uint32_t kLow = kExponent<T>, kHigh = kExponent<T> << 16;
-  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
-  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
-  return pair;
-}
-
 // What infinities and NaN among the values add to the rows that see them: 0 * inf, in a row that does not
 // see the key, must not be. Rare, so one key after another.
 template <class C, int kPiece>
 __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
                                                const uint32_t (&weights)[kTileKv / 16][4],
-                                               const char* values, int first_col, int32_t first_key,
-                                               const KeyInterval (&rows)[2]) {
+                                               const char* values, int first_col,
+                                               uint32_t first_key, const KeyInterval (&rows)[2]) {
   using T = typename C::Value;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -234,8 +205,8 @@ __device__ __forceinline__ void add_scores_float(float (&scores)[C::kScoreCols][
 template <class C, int kPiece>
 __device__ __forceinline__ void add_values_float(float (&output)[C::kOutputCols][4],
                                                  const float* weights, const float* values,
-                                                 int first_col, bool must_select, int32_t first_key,
-                                                 const KeyInterval (&rows)[2]) {
+                                                 int first_col, bool must_select,
+                                                 uint32_t first_key, const KeyInterval (&rows)[2]) {
   const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
   const float* const w0 = weights + group * C::kWeightsRow;
   const float* const w1 = w0 + 8 * C::kWeightsRow;

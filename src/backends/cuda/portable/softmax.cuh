@@ -1,81 +1,48 @@
 // From scores to weights, a KV tile at a time.
 #pragma once
 
-#include "backends/cuda/device/state.cuh"
+#include "backends/cuda/device/softmax.cuh"
 #include "backends/cuda/portable/products.cuh"
 
 namespace pagefill::cuda {
-
-// cap_factor * tanh(x). Up to |x| = 0.6, where most scores lie, an odd polynomial of degree 9, off by
-// 3 * 2^-24, relative; beyond it 1 - 2 / (e^2x + 1), off by 6 * 2^-24 at most, as 2^-22 of ex2.approx counts
-// (1 - tanh^2) / 2 times and 2^-23 of rcp.approx 1 - tanh times.
-inline constexpr float kSmallTanh = 0.6f;
-
-__device__ __forceinline__ float small_tanh(float x, float cap_factor) {
-  const float u = __fmul_rn(x, x);
-  float p = __fmaf_rn(u, 0.015612612f, -0.05221179f);
-  p = __fmaf_rn(u, p, 0.13313116f);
-  p = __fmaf_rn(u, p, -0.33332598f);
-  return __fmul_rn(__fmul_rn(x, cap_factor), __fmaf_rn(u, p, 1.0f));
-}
-
-__device__ __forceinline__ float any_tanh(float x, float cap_factor) {
-  const float e = ptx::exp2_approx(__fmul_rn(x, 2 * CUDART_L2E_F));  // 0 or inf for the largest
-  const float inverse = ptx::reciprocal_approx(__fadd_rn(e, 1.0f));
-  const float large = __fmaf_rn(__fmul_rn(cap_factor, -2.0f), inverse, cap_factor);
-  return fabsf(x) < kSmallTanh ? small_tanh(x, cap_factor) : large;
-}
 
 // Products to scores: scales, cap. In units of log2.
 template <class C>
 __device__ __forceinline__ void scale_scores(const Arguments& a, const TileTable& table,
                                              int first_key, float (&scores)[C::kScoreCols][4]) {
-  const int pair = threadIdx.x % 4 * 2;
-  float largest = 0;
+  if constexpr (C::kIsStaged) {
+    const float* const scales = table.key_scale + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int col = 0; col < C::kScoreCols; ++col) {
-    float factor[2] = {a.score_factor, a.score_factor};
-    if constexpr (C::kIsStaged) {
+    for (int col = 0; col < C::kScoreCols; ++col) {
+      const float factor[2] = {__fmul_rn(scales[col * 8], a.score_factor),
+                               __fmul_rn(scales[col * 8 + 1], a.score_factor)};
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        factor[e] = __fmul_rn(table.key_scale[first_key + col * 8 + pair + e], a.score_factor);
-      }
+      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
     }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      scores[col][e] = __fmul_rn(scores[col][e], factor[e % 2]);
-      largest = fmaxf(largest, fabsf(scores[col][e]));  // leaves NaN out, which either way keeps
-    }
-  }
-  if (a.cap_factor == 0) return;
-  // The same bits either way: where all are small, nothing else is computed.
-  if (!__any_sync(~0u, largest >= kSmallTanh)) {
+  } else if (a.score_factor != 1) {
 #pragma unroll
     for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = small_tanh(scores[col][e], a.cap_factor);
-    }
-  } else {
-#pragma unroll
-    for (int col = 0; col < C::kScoreCols; ++col) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[col][e] = any_tanh(scores[col][e], a.cap_factor);
+      for (int e = 0; e < 4; ++e) scores[col][e] = __fmul_rn(scores[col][e], a.score_factor);
     }
   }
+  if (a.soft_cap.cap != 0) cap_scores(a.soft_cap, scores);
 }
 
 // -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
 // is not visible. By select: what is not there may hold anything.
 template <class C>
 __device__ __forceinline__ void mask_scores(const Arguments& a, const TileTable& table,
-                                            int tile_begin, int first_key, const RowKeys (&rows)[2],
+                                            uint32_t tile_begin, int first_key,
+                                            const RowKeys (&rows)[2],
                                             float (&scores)[C::kScoreCols][4]) {
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int in_tile = first_key + col * 8 + pair + e % 2, key = tile_begin + in_tile;
+      const int in_tile = first_key + col * 8 + pair + e % 2;
+      const uint32_t key = tile_begin + in_tile;
       const RowKeys& row = rows[e / 2];
       float& s = scores[col][e];
       if (!row.visible.contains(key)) s = __fadd_rn(s, a.mask_value);
@@ -134,10 +101,6 @@ __device__ __forceinline__ float quarter_sum(const float (&weights)[C::kScoreCol
   return __fadd_rn(left, right);
 }
 
-// What weights are relative to is replaced where a score is 2^kMaxGrowth times as large, or more: float32 and
-// bfloat16 lose nothing by weights up to that, and after the first tile of a segment it is rare.
-inline constexpr float kMaxGrowth = 8;
-
 // Scores to weights; sums and outputs so far are rescaled to the new maximum. Where four warps share the
 // rows, each leaves its quarter of the tile's sum in `quarters`, and add_quarters takes them. All row blocks at
 // once, so that one hides the other's latencies.
@@ -146,30 +109,48 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         float (&row_max)[C::kRowBlocks][2],
                                         Sums (&sums)[C::kRowBlocks], Outputs<C>& output,
                                         Scores<C>& scores) {
-  float rescale[kBlocks][2];
-  bool changes = false;
-  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
+  float rescale[kBlocks][2], reference[kBlocks][2];
+  bool changes = false, is_large = false;
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // weights of float16 have no room
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
-    float max[2], reference[2];
+    float max[2];
     tile_max<C>(scores[m], exchange, max);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float before = row_max[m][r], now = __fmul_rn(max[r], a.weight_factor);
       row_max[m][r] = now > before + max_growth ? now : before;
-      reference[r] = reference_of(row_max[m][r]);
-      rescale[m][r] = ptx::exp2_approx(before - reference[r]);
-      reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+      reference[m][r] = reference_of(row_max[m][r]);
+      rescale[m][r] = ptx::exp2_approx(before - reference[m][r]);
+      reference[m][r] = __fsub_rn(reference[m][r], static_cast<float>(a.weight_shift));
       changes |= !(rescale[m][r] == 1);
+      is_large |= fabsf(reference[m][r]) >= kLargeReference;
     }
+  }
+  if (!C::kIsStaged && __any_sync(~0u, is_large)) {
 #pragma unroll
-    for (int col = 0; col < C::kScoreCols; ++col) {
+    for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        scores[m][col][e] =
-            ptx::exp2_approx(__fmaf_rn(scores[m][col][e], a.weight_factor, -reference[e / 2]));
+      for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+        float& s = scores[m][i / 4][i % 4];
+        s = large_weight(a, s, row_max[m][i % 4 / 2], reference[m][i % 4 / 2]);
       }
     }
+  } else {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& s = scores[m][col][e];
+          s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[m][e / 2]));
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float& sum = sums[m].of[r];
@@ -224,10 +205,10 @@ __device__ __forceinline__ void scale_weights(const TileTable& table, int first_
 
 // What a row does not see may have any scale.
 template <class C>
-__device__ __forceinline__ void remove_unseen(int tile_begin, int first_key,
+__device__ __forceinline__ void remove_unseen(uint32_t tile_begin, int first_key,
                                               const RowKeys (&rows)[2],
                                               float (&weights)[C::kScoreCols][4]) {
-  const int key = tile_begin + first_key + threadIdx.x % 4 * 2;
+  const uint32_t key = tile_begin + first_key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
@@ -235,12 +216,6 @@ __device__ __forceinline__ void remove_unseen(int tile_begin, int first_key,
       if (!rows[e / 2].attended.contains(key + col * 8 + e % 2)) weights[col][e] = 0;
     }
   }
-}
-
-// The sum of all weights of each of the thread's rows, at a segment's end.
-__device__ __forceinline__ float sum_of_row(float of_thread) {
-  const float of_two = __fadd_rn(of_thread, __shfl_xor_sync(~0u, of_thread, 1));
-  return __fadd_rn(of_two, __shfl_xor_sync(~0u, of_two, 2));
 }
 
 }  // namespace pagefill::cuda

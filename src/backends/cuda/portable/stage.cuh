@@ -4,6 +4,7 @@
 
 #include <cuda_fp8.h>
 
+#include "backends/cuda/device/pairs.cuh"
 #include "backends/cuda/portable/load.cuh"
 
 namespace pagefill::cuda {
@@ -45,19 +46,6 @@ __device__ __forceinline__ void load_floats(const char* from, DType dtype, float
         x[d] = load_float8(reinterpret_cast<const uint8_t*>(from)[d], __NV_E5M2);
       }
   }
-}
-
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high);
-template <>
-__device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-template <>
-__device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // Two elements of 8 bits, bytes 0 and 1 (or 2 and 3) of a word, as two 16-bit numbers of the same value.

@@ -47,16 +47,6 @@ struct Consumer {
         first_row(thread / 32 * 16 + thread % 32 / 4),
         totals(arguments, memory, thread) {}
 
-  __device__ __forceinline__ void find_rows(const Task& task, RowKeys (&rows)[2]) const {
-    const SequenceGeometry seq = task.plan->geometry();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {  // one that is not there does as the last one
-      const int64_t packed = task.first_row + min(first_row + 8 * r, task.num_rows - 1);
-      const int64_t position = seq.position(packed / a.group);
-      rows[r] = {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
-    }
-  }
-
   // What cp.async has written: wgmma reads by another way, and is to see it.
   static __device__ __forceinline__ void wait_for_copies(uint64_t& barrier, uint32_t parity,
                                                          bool has_boxes) {
@@ -85,12 +75,12 @@ struct Consumer {
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 const RowKeys (&rows)[2],
                                                 Scores<C>& scores) const {
-    const int begin = tile * C::kTileKv;
+    const KeyInterval of_tile = keys_of_tile<C>(tile);
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
     const bool has_bad =
         (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
-    if (uniform(has_bad || !task.all_visible.contains(KeyInterval{begin, begin + C::kTileKv}))) {
-      mask_scores<C>(a, notes, begin, rows, scores);
+    if (uniform(has_bad || !task.all_visible.contains(of_tile))) {
+      mask_scores<C>(a, notes, of_tile.begin, rows, scores);
     }
   }
 
@@ -98,13 +88,13 @@ struct Consumer {
   __device__ __forceinline__ void clean_values(const Task& task, int tile, const RowKeys (&rows)[2],
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
-    const int begin = tile * C::kTileKv;
-    if (uniform(task.all_attended.contains(KeyInterval{begin, begin + C::kTileKv}))) return;
+    const KeyInterval of_tile = keys_of_tile<C>(tile);
+    if (uniform(task.all_attended.contains(of_tile))) return;
     wait(shared.barriers.values_full[values.at], values.parity);
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<C>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
-    add_not_finite<C>(weights, tile_values, begin, rows, output);
+    add_not_finite<C>(weights, tile_values, of_tile.begin, rows, output);
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
     remove_not_finite<C>(tile_values, thread);
     ptx::fence_proxy();
@@ -127,8 +117,7 @@ struct Consumer {
   // All KV tiles of a task, of which there are some. While the scores of one tile are computed, so are the
   // values of the one before it.
   __device__ __forceinline__ void run_tiles(const Task& task, Tiles tiles, Outputs<C>& output) {
-    RowKeys rows[2];
-    find_rows(task, rows);
+    const RowKeys rows[2] = {keys_of_row(a, task, first_row), keys_of_row(a, task, first_row + 8)};
     Scores<C> scores;
     PackedWeights<C> weights;
     Rows2 states;

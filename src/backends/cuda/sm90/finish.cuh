@@ -54,30 +54,29 @@ __device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outpu
   }
 }
 
-// Calls write(r, packed row) for both rows of the thread, where the task has them.
+// Calls write(r, row) for both rows of the thread, where the task has them.
 template <typename Write>
-__device__ __forceinline__ void for_each_row(const Task& task, int first_row, const Write& write) {
+__device__ __forceinline__ void for_each_row(const Arguments& a, const Task& task, int first_row,
+                                             const Write& write) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first_row + 8 * r;
-    if (row < task.num_rows) write(r, task.first_row + row);
+    if (row < task.num_rows) write(r, row_of(a, task, row));
   }
 }
 
 __device__ __forceinline__ int column_of(int col) { return col * 8 + threadIdx.x % 4 * 2; }
 
-// The state of one segment of a split sequence, for combine.
+// The state of one segment of a split row tile, for combine: of the rows that see some of it, whatever their weights
+// come to, as 0 * v may be a NaN.
 template <class C>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Task& task, int first_row,
                                               const RowState (&rows)[2], const Outputs<C>& output) {
   const Workspace& w = a.workspace;
-  for_each_row(task, first_row, [&](int r, int64_t packed) {
-    const int64_t row =
-        packed / a.group * a.num_q_heads + task.kv_head * a.group + packed % a.group;
-    const int64_t state = task.plan->first_state + row * task.plan->num_segments + task.segment -
-                          task.plan->first_segment;
+  for_each_row(a, task, first_row, [&](int r, TaskRow row) {
+    const int64_t state = partial_state(a, task, row);
+    if (state < 0) return;
     if (threadIdx.x % 4 == 0) w.partial_states[state] = {rows[r].max, rows[r].sum};
-    if (rows[r].sum == 0) return;
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
       const int column = column_of(col);
@@ -91,12 +90,11 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
 template <class C>
 __device__ __forceinline__ void write_output(const Arguments& a, const Task& task, int first_row,
                                              const RowState (&rows)[2], const Outputs<C>& output) {
-  for_each_row(task, first_row, [&](int r, int64_t packed) {
-    const int64_t token = task.plan->query_start + packed / a.group;
-    const int q_head = static_cast<int>(task.kv_head * a.group + packed % a.group);
-    const Ending end = end_row(a, rows[r], q_head);
-    if (threadIdx.x % 4 == 0) store_lse(a, token, q_head, end.lse);
-    const int64_t at = output_offset(a, token, q_head);
+  for_each_row(a, task, first_row, [&](int r, TaskRow row) {
+    const int64_t token = task.plan->query_start + row.token;
+    const Ending end = end_row(a, rows[r], row.q_head);
+    if (threadIdx.x % 4 == 0) store_lse(a, token, row.q_head, end.lse);
+    const int64_t at = output_offset(a, token, row.q_head);
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
       const int column = column_of(col);

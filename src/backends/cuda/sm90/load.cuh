@@ -2,6 +2,7 @@
 // producer warps brings a quarter of every tile.
 #pragma once
 
+#include "backends/cuda/device/chunks.cuh"
 #include "backends/cuda/ptx/tensor_copy.h"
 #include "backends/cuda/sm90/shared.cuh"
 #include "backends/cuda/sm90/tensor_maps.h"
@@ -16,22 +17,21 @@ struct Quarter {
 };
 
 template <class C>
-__device__ __forceinline__ int32_t key_of_lane(int tile) {
-  return tile * C::kTileKv + static_cast<int>(threadIdx.x / 32) * C::kQuarterKeys +
-         static_cast<int>(threadIdx.x % 32);
+__device__ __forceinline__ uint32_t key_of_lane(int tile) {
+  return keys_of_tile<C>(tile).begin + threadIdx.x / 32 * C::kQuarterKeys + threadIdx.x % 32;
 }
 
 template <class C>
-__device__ __forceinline__ bool is_needed(const Task& task, int32_t key) {
+__device__ __forceinline__ bool is_needed(const Task& task, uint32_t key) {
   return (C::kQuarterKeys == 32 || threadIdx.x % 32 < C::kQuarterKeys) && task.any.contains(key);
 }
 
 // The table entry of the lane's key, read long before it is used.
 template <class C>
 __device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& task, int tile) {
-  const int32_t key = key_of_lane<C>(tile);
+  const uint32_t key = key_of_lane<C>(tile);
   if (!is_needed<C>(task, key)) return -1;
-  const int32_t page = a.page_size_divisor.quotient(key - task.kv_start);
+  const int32_t page = a.page_size_divisor.quotient(static_cast<int32_t>(key) - task.kv_start);
   return __ldg(a.page_table + task.sequence * a.table_seq_stride + page * a.table_entry_stride);
 }
 
@@ -39,7 +39,9 @@ __device__ __forceinline__ int32_t read_entry(const Arguments& a, const Task& ta
 template <class C>
 __device__ __forceinline__ Quarter find_quarter(const Arguments& a, const Task& task, int tile,
                                                 int32_t entry) {
-  const int32_t key = key_of_lane<C>(tile), token = max(key - task.kv_start, 0);
+  const uint32_t key = key_of_lane<C>(tile);
+  // Before the table's first slot, and behind the largest position, there are none.
+  const int32_t token = max(static_cast<int32_t>(key) - task.kv_start, 0);
   const int32_t page = a.page_size_divisor.quotient(token);
   const bool needed = is_needed<C>(task, key);
   const bool is_there = needed && entry >= 0 && entry < a.total_num_pages;
@@ -162,10 +164,9 @@ __device__ __forceinline__ void copy_queries(const Arguments& a, const Task& tas
 #pragma unroll 2
   for (int row = threadIdx.x / kChunks; row < C::kTileRows; row += kGroupThreads / kChunks) {
     const bool is_there = row < task.num_rows && chunk * 8 < a.keys.dim;
-    const int64_t packed = task.first_row + row;
-    const int64_t at = (task.plan->query_start + packed / a.group) * a.query.token_stride +
-                       (task.kv_head * a.group + packed % a.group) * a.query.head_stride +
-                       chunk * 8;
+    const TaskRow at_row = row_of(a, task, row);
+    const int64_t at = (task.plan->query_start + at_row.token) * a.query.token_stride +
+                       at_row.q_head * a.query.head_stride + chunk * 8;
     copy_chunk(queries + place_of(row, chunk, C::kQueryPartBytes), is_there ? data + at * 2 : data,
                a.query.vector_bytes, is_there);
   }

@@ -1,6 +1,8 @@
 // The two products of a KV tile, by a consumer warpgroup: scores = queries * keys^T, output += weights * values.
 #pragma once
 
+#include "backends/cuda/device/chunks.cuh"
+#include "backends/cuda/device/pairs.cuh"
 #include "backends/cuda/ptx/wgmma.h"
 #include "backends/cuda/sm90/softmax.cuh"
 
@@ -87,7 +89,7 @@ __device__ __forceinline__ void remove_not_finite(char* values, int thread) {
 // What they add to the rows that take their keys. Rare, so one key after another.
 template <class C>
 __device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, const char* values,
-                                               int32_t first_key, const RowKeys (&rows)[2],
+                                               uint32_t first_key, const RowKeys (&rows)[2],
                                                Outputs<C>& output) {
   using T = typename C::Element;
   const int lane = threadIdx.x % 32;

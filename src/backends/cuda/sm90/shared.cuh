@@ -1,8 +1,9 @@
 // What the warps of a block tell each other: tiles, tasks, and when each is there or free.
 #pragma once
 
-#include "backends/cuda/portable/forward.cuh"
+#include "backends/cuda/device/task.cuh"
 #include "backends/cuda/ptx/barrier.h"
+#include "backends/cuda/ptx/copy.h"
 #include "backends/cuda/sm90/config.h"
 
 namespace pagefill::cuda::sm90 {
@@ -97,7 +98,13 @@ struct Tiles {
 template <class C>
 __device__ __forceinline__ Tiles tiles_of(const Task& task) {
   return {uniform(task.any.begin / C::kTileKv),
-          uniform((task.any.end - 1 + C::kTileKv) / C::kTileKv)};
+          uniform((task.any.end + C::kTileKv - 1) / C::kTileKv)};
+}
+
+template <class C>
+__device__ __forceinline__ KeyInterval keys_of_tile(int tile) {
+  const uint32_t begin = static_cast<uint32_t>(tile) * C::kTileKv;
+  return {begin, begin + C::kTileKv};
 }
 
 }  // namespace pagefill::cuda::sm90

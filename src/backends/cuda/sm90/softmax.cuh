@@ -1,6 +1,7 @@
 // From scores to weights, a KV tile at a time; in the fragments of products.cuh.
 #pragma once
 
+#include "backends/cuda/device/softmax.cuh"
 #include "backends/cuda/sm90/shared.cuh"
 
 namespace pagefill::cuda::sm90 {
@@ -12,36 +13,23 @@ using Scores = float[C::kScoreCols][4];
 template <class C>
 using Outputs = float[C::kOutputCols][4];
 
-// Products to scores, in units of log2, where that is not one operation with the subtraction of the maximum.
+// Products to scores, where that is not one operation with the subtraction of the maximum.
 template <class C>
 __device__ __forceinline__ void scale_scores(const Arguments& a, Scores<C>& scores) {
-  float largest = 0;
-#pragma unroll
-  for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-    float& s = scores[i / 4][i % 4];
-    s = __fmul_rn(s, a.score_factor);
-    largest = fmaxf(largest, fabsf(s));  // leaves NaN out, which either way keeps
-  }
-  if (a.cap_factor == 0) return;
-  // The same bits either way: where all are small, nothing else is computed.
-  if (!__any_sync(~0u, largest >= kSmallTanh)) {
+  if (a.score_factor != 1) {
 #pragma unroll
     for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-      scores[i / 4][i % 4] = small_tanh(scores[i / 4][i % 4], a.cap_factor);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-      scores[i / 4][i % 4] = any_tanh(scores[i / 4][i % 4], a.cap_factor);
+      scores[i / 4][i % 4] = __fmul_rn(scores[i / 4][i % 4], a.score_factor);
     }
   }
+  if (a.soft_cap.cap != 0) cap_scores(a.soft_cap, scores);
 }
 
 // -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
 // is not visible. By select: what is not there may hold anything.
 template <class C>
 __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& notes,
-                                            int tile_begin, const RowKeys (&rows)[2],
+                                            uint32_t tile_begin, const RowKeys (&rows)[2],
                                             Scores<C>& scores) {
   const int pair = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -49,7 +37,7 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int in_quarter = col * 8 % C::kQuarterKeys + pair + e % 2;
-      const int key = tile_begin + col * 8 + pair + e % 2;
+      const uint32_t key = tile_begin + col * 8 + pair + e % 2;
       float& s = scores[col][e];
       if (!rows[e / 2].visible.contains(key)) s = __fadd_rn(s, a.mask_value);
       if (notes.is_bad[col * 8 / C::kQuarterKeys] >> in_quarter & 1) s = kNaN;
@@ -76,7 +64,7 @@ template <class C>
 __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<C>& scores,
                                         float (&rescale)[2]) {
   const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
-  bool changes = false;
+  bool changes = false, is_large = false;
   float reference[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -93,11 +81,20 @@ __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<
     rescale[r] = ptx::exp2_approx(before - reference[r]);
     reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
     changes |= !(rescale[r] == 1);
+    is_large |= fabsf(reference[r]) >= kLargeReference;
   }
+  if (__any_sync(~0u, is_large)) {
 #pragma unroll
-  for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-    float& s = scores[i / 4][i % 4];
-    s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[i % 4 / 2]));
+    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+      float& s = scores[i / 4][i % 4];
+      s = large_weight(a, s, rows.max[i % 4 / 2], reference[i % 4 / 2]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
+      float& s = scores[i / 4][i % 4];
+      s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[i % 4 / 2]));
+    }
   }
   // Four chains: columns 0, 4, ...; 1, 5, ...
 #pragma unroll

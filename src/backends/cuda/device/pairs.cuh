@@ -1,0 +1,48 @@
+// Two 16-bit numbers in one register.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace pagefill::cuda {
+
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+template <>
+__device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+template <typename T>
+__device__ __forceinline__ float value_of(uint32_t bits);
+template <>
+__device__ __forceinline__ float value_of<__nv_bfloat16>(uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+template <>
+__device__ __forceinline__ float value_of<__half>(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+template <typename T>
+inline constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+
+// The pair with zeros in place of infinities and NaN.
+template <typename T>
+__device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
+  constexpr uint32_t kLow = kExponent<T>, kHigh = kExponent<T> << 16;
+  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
+  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
+  return pair;
+}
+
+}  // namespace pagefill::cuda

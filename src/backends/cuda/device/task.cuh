@@ -1,0 +1,125 @@
+// A task: a row tile of one KV head of one sequence against all of its keys, or one segment of them.
+#pragma once
+
+#include "backends/cuda/config.h"
+#include "backends/cuda/device/find.cuh"
+
+namespace pagefill::cuda {
+
+// Absolute positions of keys: 2^31 - 1 at most. Unsigned, as tiles are looked up ahead, for keys of up to six tiles
+// behind the last one.
+struct KeyInterval {
+  uint32_t begin, end;
+  __device__ bool contains(uint32_t key) const { return key >= begin && key < end; }
+  __device__ bool contains(KeyInterval other) const {
+    return other.begin >= begin && other.end <= end;
+  }
+};
+
+__device__ __forceinline__ KeyInterval interval(KeyRange range) {
+  return {static_cast<uint32_t>(range.begin), static_cast<uint32_t>(range.end)};
+}
+
+// What a block has in hand. In shared memory: few ask, and registers are short.
+struct Task {
+  const SequencePlan* plan;
+  int64_t sequence;
+  int64_t first_row;    // of the sequence's packed rows: token * group + head of the group
+  int64_t first_token;  // the first row's, of the sequence's
+  int first_head;       // and its head of the group
+  int32_t num_rows;
+  int32_t kv_start;
+  int kv_head;
+  int value_part;
+  int segment;  // absolute, or -1: all
+  // Keys that some row takes, and those that all rows take, and see.
+  KeyInterval any, all_attended, all_visible;
+};
+
+// Which keys a row takes; in shared memory, as only tiles at an edge ask.
+struct RowKeys {
+  KeyInterval attended;  // what takes part
+  KeyInterval visible;   // what causality and window show; elsewhere mask_value is added
+};
+
+// Which keys the rows of a task take.
+__device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t first = task.first_token;
+  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+  const int64_t first_position = seq.position(first), last_position = seq.position(last);
+  KeyRange any = a.mask.attended(seq, first, last + 1);
+  if (task.segment >= 0) {
+    const int64_t begin = int64_t{task.segment} * kSegmentKv;
+    any = intersect(any, {begin, begin + kSegmentKv});
+  }
+  task.any = interval(any.empty() ? KeyRange{} : any);
+  task.all_attended = interval(
+      intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position)));
+  task.all_visible =
+      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)));
+}
+
+__device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
+  Task task{};
+  task.sequence =
+      find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_task, index);
+  const SequencePlan& p = a.workspace.sequences[task.sequence];
+  task.plan = &p;
+  int64_t rest = index - p.first_task;
+  task.value_part = static_cast<int>(rest % a.num_value_parts);
+  rest /= a.num_value_parts;
+  task.kv_head = static_cast<int>(rest % a.num_kv_heads);
+  rest /= a.num_kv_heads;
+  // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
+  const int num_whole = p.num_tiles - p.num_split;
+  int64_t tile = p.num_tiles - 1 - rest;
+  task.segment = -1;
+  if (rest >= num_whole) {
+    rest -= num_whole;
+    task.segment = p.first_segment + static_cast<int>(rest % p.num_segments);
+    tile = p.num_split - 1 - rest / p.num_segments;
+  }
+  task.first_row = tile * a.tile_rows;
+  task.first_token = task.first_row / a.group;
+  task.first_head = static_cast<int>(task.first_row % a.group);
+  task.num_rows =
+      static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
+  task.kv_start = p.kv_start;
+  if (!p.is_bad) find_keys(a, task);
+  return task;
+}
+
+// Row `row` of a task's.
+struct TaskRow {
+  int64_t token;  // of the sequence
+  int q_head;
+};
+
+__device__ __forceinline__ TaskRow row_of(const Arguments& a, const Task& task, int row) {
+  const auto group = static_cast<uint32_t>(a.group);
+  const uint32_t packed = static_cast<uint32_t>(task.first_head) + static_cast<uint32_t>(row);
+  return {task.first_token + packed / group,
+          task.kv_head * a.group + static_cast<int>(packed % group)};
+}
+
+// Its keys. A row that is not there does as the last one.
+__device__ __forceinline__ RowKeys keys_of_row(const Arguments& a, const Task& task, int row) {
+  const SequenceGeometry seq = task.plan->geometry();
+  const int64_t position = seq.position(row_of(a, task, min(row, task.num_rows - 1)).token);
+  return {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+}
+
+// Where a row's partial state of the task's segment goes; -1 where it sees none of its keys.
+__device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task& task,
+                                                 const TaskRow& row) {
+  const SequencePlan& p = *task.plan;
+  const SequenceGeometry seq = p.geometry();
+  const KeyRange keys = a.mask.attended(seq, seq.position(row.token));
+  const int64_t segment_begin = int64_t{task.segment} * kSegmentKv;
+  if (keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) return -1;
+  return p.first_state + (row.token * a.num_q_heads + row.q_head) * p.num_segments + task.segment -
+         p.first_segment;
+}
+
+}  // namespace pagefill::cuda
