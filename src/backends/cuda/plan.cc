@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include "backends/cuda/config.h"
@@ -27,13 +29,33 @@ Kind kind_of(const Problem& p) {
   return {};
 }
 
+// PAGEFILL_CUDA_TARGET, for whoever compares them.
+constexpr const char* kTargetVariable = "PAGEFILL_CUDA_TARGET";
+
+std::string_view wished_target() {
+  const char* value = std::getenv(kTargetVariable);
+  return value == nullptr ? "auto" : value;
+}
+
+Status check_target(std::string_view wished, const ForwardKernel* found) {
+  if (wished != "auto" && wished != "portable" && wished != "sm90") {
+    return invalid_argument(fmt::format("{}: expected auto or portable or sm90, got \"{}\"",
+                                        kTargetVariable, wished));
+  }
+  if (found != nullptr) return {};
+  return Status(StatusCode::kUnsupported,
+                fmt::format("{}: expected a target with kernels for this call and device, got {}",
+                            kTargetVariable, wished));
+}
+
 // The first in the table that has all columns, or the widest.
 const ForwardKernel* find_kernel(const Problem& p, int compute_capability, Tile tile) {
   const Kind kind = kind_of(p);
+  const std::string_view target = wished_target();
   const ForwardKernel* widest = nullptr;
   for (const ForwardKernel& k : forward_kernels()) {
     if (k.query_dtype != kind.dtype || k.cache != kind.cache || k.tile != tile) continue;
-    if (k.max_head_dim < p.head_dim) continue;
+    if (k.max_head_dim < p.head_dim || (target != "auto" && target != k.target)) continue;
     const bool is_portable = k.compute_capability == 0;
     if (!is_portable && k.compute_capability != compute_capability) continue;
     if (k.value_cols >= p.v_head_dim) return &k;
@@ -161,6 +183,7 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   int compute_capability = 0;
   PAGEFILL_RETURN_IF_ERROR(find_compute_capability(p, compute_capability));
   plan.kernel = find_kernel(p, compute_capability, Tile::kFewRows);
+  PAGEFILL_RETURN_IF_ERROR(check_target(wished_target(), plan.kernel));
   if (settings.max_chunk_size > plan.kernel->tile_rows / p.group) {
     plan.kernel = find_kernel(p, compute_capability, Tile::kManyRows);
   }

@@ -1,4 +1,6 @@
 // What there is to do, from lengths that lie on the device: one block looks at all sequences.
+#include <algorithm>
+
 #include "backends/cuda/config.h"
 #include "backends/cuda/device/find.cuh"
 #include "backends/cuda/kernels.h"
@@ -6,28 +8,35 @@
 namespace pagefill::cuda {
 namespace {
 
-constexpr int kScheduleThreads = 1024;
+constexpr int kMostThreads = 1024;  // a thread a sequence
+
+// The sum over the warp of `value`, of the lanes up to this one.
+__device__ int64_t sum_up_to_lane(int64_t value) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t before = __shfl_up_sync(~0u, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
+}
 
 // The sum over the block of `value`, of the threads before this one; `*total` is that of all. Every thread
 // of the block calls it.
 __device__ int64_t sum_before(int64_t value, int64_t* total) {
-  __shared__ int64_t warp_sums[32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int64_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t before = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += before;
+  __shared__ int64_t warp_sums[kMostThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+  const int64_t sum = sum_up_to_lane(value);
+  if (num_warps == 1) {
+    *total = __shfl_sync(~0u, sum, 31);
+    return sum - value;
   }
   __syncthreads();  // of the last call, all have read
   if (lane == 31) warp_sums[warp] = sum;
   __syncthreads();
-  int64_t warps_before = 0;
-  *total = 0;
-  for (int w = 0; w < kScheduleThreads / 32; ++w) {
-    if (w < warp) warps_before += warp_sums[w];
-    *total += warp_sums[w];
-  }
-  return warps_before + sum - value;
+  const int64_t of_warps = sum_up_to_lane(lane < num_warps ? warp_sums[lane] : 0);
+  *total = __shfl_sync(~0u, of_warps, 31);
+  return sum - value + (warp == 0 ? 0 : __shfl_sync(~0u, of_warps, warp - 1));
 }
 
 __device__ bool starts_are_good(const Arguments& a, int64_t s) {
@@ -96,12 +105,12 @@ __device__ int64_t rows_of_tiles(const Arguments& a, const SequencePlan& p, int3
   return min(tokens, int64_t{p.num_rows}) * a.num_q_heads;
 }
 
-__global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__ Arguments a) {
   SequencePlan* const sequences = a.workspace.sequences;
   const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
   bool is_bad = false;
   int64_t segments = 0;  // of all row tiles that this thread looks at
-  for (int64_t s = threadIdx.x; s < a.num_seqs; s += kScheduleThreads) {
+  for (int64_t s = threadIdx.x; s < a.num_seqs; s += blockDim.x) {
     if (!starts_are_good(a, s)) {
       is_bad = true;
       continue;
@@ -120,7 +129,7 @@ __global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_consta
   const int64_t total_work = total_segments * tasks_per_tile;
 
   int64_t num_tasks = 0, num_states = 0, num_rows = 0, num_long = 0;
-  for (int64_t base = 0; base < a.num_seqs; base += kScheduleThreads) {
+  for (int64_t base = 0; base < a.num_seqs; base += blockDim.x) {
     const int64_t s = base + threadIdx.x;
     const bool is_there = s < a.num_seqs;
     SequencePlan p = is_there ? sequences[s] : SequencePlan{};
@@ -151,8 +160,9 @@ __global__ void __launch_bounds__(kScheduleThreads) schedule(const __grid_consta
 
 cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream) {
   void* arguments[] = {const_cast<Arguments*>(&a)};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&schedule), dim3(1), dim3(kScheduleThreads),
-                          arguments, 0, stream);
+  const int64_t threads = std::min(round_up(a.num_seqs, 32), int64_t{kMostThreads});
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&schedule), dim3(1),
+                          dim3(static_cast<unsigned>(threads)), arguments, 0, stream);
 }
 
 }  // namespace pagefill::cuda

@@ -26,6 +26,13 @@ struct Turns {
   }
 };
 
+// The keys of a thread's rows. Found anew for each tile that asks, which few do: registers are short.
+struct BothRows {
+  RowKeys keys[2];
+  __device__ __forceinline__ BothRows(const Arguments& a, const Task& task, int first_row)
+      : keys{keys_of_row(a, task, first_row), keys_of_row(a, task, first_row + 8)} {}
+};
+
 template <class C>
 struct Consumer {
   const Arguments& a;
@@ -73,19 +80,18 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
-                                                const RowKeys (&rows)[2],
                                                 Scores<C>& scores) const {
     const KeyInterval of_tile = keys_of_tile<C>(tile);
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
     const bool has_bad =
         (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
     if (uniform(has_bad || !task.all_visible.contains(of_tile))) {
-      mask_scores<C>(a, notes, of_tile.begin, rows, scores);
+      mask_scores<C>(a, notes, of_tile.begin, BothRows(a, task, first_row).keys, scores);
     }
   }
 
   // Before the product with a tile's values, where some row does not take all of them.
-  __device__ __forceinline__ void clean_values(const Task& task, int tile, const RowKeys (&rows)[2],
+  __device__ __forceinline__ void clean_values(const Task& task, int tile,
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
     const KeyInterval of_tile = keys_of_tile<C>(tile);
@@ -94,7 +100,7 @@ struct Consumer {
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<C>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
-    add_not_finite<C>(weights, tile_values, of_tile.begin, rows, output);
+    add_not_finite<C>(weights, tile_values, of_tile.begin, BothRows(a, task, first_row).keys, output);
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
     remove_not_finite<C>(tile_values, thread);
     ptx::fence_proxy();
@@ -117,7 +123,6 @@ struct Consumer {
   // All KV tiles of a task, of which there are some. While the scores of one tile are computed, so are the
   // values of the one before it.
   __device__ __forceinline__ void run_tiles(const Task& task, Tiles tiles, Outputs<C>& output) {
-    const RowKeys rows[2] = {keys_of_row(a, task, first_row), keys_of_row(a, task, first_row + 8)};
     Scores<C> scores;
     PackedWeights<C> weights;
     Rows2 states;
@@ -130,7 +135,7 @@ struct Consumer {
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
-    finish_scores(task, tiles.begin, end_scores(tiles.begin + 1 == tiles.end), rows, scores);
+    finish_scores(task, tiles.begin, end_scores(tiles.begin + 1 == tiles.end), scores);
     softmax<C>(a, states, scores, rescale);
     pack_weights<C>(scores, weights);
 
@@ -139,14 +144,14 @@ struct Consumer {
     bool is_first_segment = true;
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      clean_values(task, tile, rows, weights, output);
+      clean_values(task, tile, weights, output);
       turns.wait();
       begin_scores(has_boxes, scores);
       begin_values(has_boxes, weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
-      finish_scores(task, tile + 1, end_scores(tile + 2 == tiles.end), rows, scores);
+      finish_scores(task, tile + 1, end_scores(tile + 2 == tiles.end), scores);
       const bool ends_segment = (tile + 1) % C::kSegmentTiles == 0;
       const Rows2 ended = states;
       if (ends_segment) states = Rows2();
@@ -162,7 +167,7 @@ struct Consumer {
       }
       pack_weights<C>(scores, weights);
     }
-    clean_values(task, tiles.end - 1, rows, weights, output);
+    clean_values(task, tiles.end - 1, weights, output);
     turns.wait();
     begin_values(has_boxes, weights, output);
     turns.give();

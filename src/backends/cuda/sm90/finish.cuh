@@ -34,7 +34,7 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
-    if (col % 8 == 0) asm volatile("" ::: "memory");  // the compiler would read all at once, and has no registers
+    if (col % 8 == 0) __syncwarp();  // the compiler would read all at once, and has no registers for it
     const float4 of_col = totals.memory[col * C::kConsumerThreads];
     const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
 #pragma unroll
@@ -79,9 +79,8 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
     if (threadIdx.x % 4 == 0) w.partial_states[state] = {rows[r].max, rows[r].sum};
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
-      const int column = column_of(col);
-      if (column >= a.values.dim) continue;
-      *reinterpret_cast<float2*>(w.partial_values + state * w.value_stride + column) = {
+      if (col * 8 >= a.values.dim) break;
+      *reinterpret_cast<float2*>(w.partial_values + state * w.value_stride + column_of(col)) = {
           output[col][2 * r], output[col][2 * r + 1]};
     }
   });
@@ -97,9 +96,9 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
     const int64_t at = output_offset(a, token, row.q_head);
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
-      const int column = column_of(col);
-      if (column >= a.values.dim) continue;
-      store_pair<typename C::Element>(a.output, at + column, end_value(output[col][2 * r], end),
+      if (col * 8 >= a.values.dim) break;
+      store_pair<typename C::Element>(a.output, at + column_of(col),
+                                      end_value(output[col][2 * r], end),
                                       end_value(output[col][2 * r + 1], end));
     }
   });
