@@ -215,7 +215,9 @@ class CudaBackend final : public Backend {
  public:
   const char* name() const override { return "cuda"; }
   const char* description() const override {
-    return "NVIDIA GPUs of compute capability 8.0 and more, on memory of the device";
+    return "NVIDIA GPUs of compute capability 8.0 and more, on memory of the device; on 9.0 "
+           "kernels of its own "
+           "(sm90) where query and cache are both bfloat16 or float16 and head dims at most 256";
   }
   std::string unavailable_reason() const override {
     static const std::string reason = find_reason();
@@ -316,7 +318,8 @@ class CudaBackend final : public Backend {
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status(
         "forward",
         cudaLaunchKernel(plan.kernel->function, dim3(static_cast<unsigned>(plan.num_blocks)),
-                         dim3(static_cast<unsigned>(plan.kernel->threads)), arguments, plan.shared_bytes, stream)));
+                         dim3(static_cast<unsigned>(plan.kernel->threads)), arguments,
+                         plan.shared_bytes, stream)));
     if (plan.num_states == 0) return {};
     return cuda::cuda_status("combine", cuda::launch_combine(a, plan.num_blocks, stream));
   }

@@ -39,8 +39,8 @@ std::string_view wished_target() {
 
 Status check_target(std::string_view wished, const ForwardKernel* found) {
   if (wished != "auto" && wished != "portable" && wished != "sm90") {
-    return invalid_argument(fmt::format("{}: expected auto or portable or sm90, got \"{}\"",
-                                        kTargetVariable, wished));
+    return invalid_argument(
+        fmt::format("{}: expected auto or portable or sm90, got \"{}\"", kTargetVariable, wished));
   }
   if (found != nullptr) return {};
   return Status(StatusCode::kUnsupported,
@@ -119,11 +119,10 @@ Status fit_shared_memory(const Problem& p, Plan& plan) {
 
 Status fit_grid(const Problem& p, const CudaSettings& settings, Plan& plan) {
   int per_multiprocessor = 0, multiprocessors = 0;
-  PAGEFILL_RETURN_IF_ERROR(
-      cuda_status("cudaOccupancyMaxActiveBlocksPerMultiprocessor",
-                  cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                      &per_multiprocessor, plan.kernel->function, plan.kernel->threads,
-                      plan.shared_bytes)));
+  PAGEFILL_RETURN_IF_ERROR(cuda_status(
+      "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, plan.kernel->function,
+                                                    plan.kernel->threads, plan.shared_bytes)));
   PAGEFILL_RETURN_IF_ERROR(cuda_status(
       "cudaDeviceGetAttribute",
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.device.index)));

@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
     const int64_t token = p.query_start + token_of_sequence;
     const int q_head = static_cast<int>(row_of_sequence % a.num_q_heads);
     // The last token may be split in part.
-    if (token_of_sequence * a.group + q_head % a.group >= int64_t{p.num_split} * a.tile_rows) continue;
+    if (token_of_sequence * a.group + q_head % a.group >= int64_t{p.num_split} * a.tile_rows)
+      continue;
     // Segments that the row does not see were not written.
     const SequenceGeometry seq = p.geometry();
     const KeyRange keys = a.mask.attended(seq, seq.position(token_of_sequence));

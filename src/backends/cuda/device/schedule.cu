@@ -94,7 +94,8 @@ __device__ SequencePlan plan_sequence(const Arguments& a, int64_t s) {
 // split, and fills the blocks up: 640 queries @ 8192 keys of 8 KV heads are 160 tasks for 132 blocks.
 __device__ int32_t num_split_tiles(const Arguments& a, const SequencePlan& p, int64_t long_before,
                                    int64_t tasks_per_tile, int64_t total_work) {
-  const int64_t rounds = total_work * kMostOverAverage / (int64_t{100} * a.num_blocks * p.num_segments);
+  const int64_t rounds =
+      total_work * kMostOverAverage / (int64_t{100} * a.num_blocks * p.num_segments);
   const int64_t whole = max(rounds * a.num_blocks - long_before, int64_t{0}) / tasks_per_tile;
   return static_cast<int32_t>(max(p.num_tiles - whole, int64_t{0}));
 }

@@ -39,7 +39,8 @@ __device__ __forceinline__ void cap_scores(const SoftCap& cap, float (&scores)[k
   // The same bits either way: where all are small, nothing else is computed.
   if (!__any_sync(~0u, fabsf(__fmul_rn(largest, cap.exponent)) >= kSmallExponent)) {
 #pragma unroll
-    for (int i = 0; i < 4 * kCols; ++i) scores[i / 4][i % 4] = small_tanh(cap, scores[i / 4][i % 4]);
+    for (int i = 0; i < 4 * kCols; ++i)
+      scores[i / 4][i % 4] = small_tanh(cap, scores[i / 4][i % 4]);
   } else {
 #pragma unroll
     for (int i = 0; i < 4 * kCols; ++i) scores[i / 4][i % 4] = any_tanh(cap, scores[i / 4][i % 4]);

@@ -203,22 +203,22 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
 // A row of the table of kernels.
 template <class C>
 ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
-  return {"portable",
-          0,
-          query_dtype,
-          cache,
-          static_cast<int>(kMaxHeadDim),
-          C::kValueCols,
-          C::kKeyWarps == 1 ? Tile::kManyRows : Tile::kFewRows,
-          C::kTileRows,
-          kThreads,
-          C::kRowBlocks * (C::kOutputCols + 1) * 4 * kThreads,
-          0,
-          reinterpret_cast<const void*>(&forward<C>),
-          [](int tile_rows, int head_dim, int cache_element_size) {
-            return static_cast<size_t>(
-                shared_layout<C>(tile_rows, head_dim, cache_element_size).size);
-          }};
+  return {
+      "portable",
+      0,
+      query_dtype,
+      cache,
+      static_cast<int>(kMaxHeadDim),
+      C::kValueCols,
+      C::kKeyWarps == 1 ? Tile::kManyRows : Tile::kFewRows,
+      C::kTileRows,
+      kThreads,
+      C::kRowBlocks * (C::kOutputCols + 1) * 4 * kThreads,
+      0,
+      reinterpret_cast<const void*>(&forward<C>),
+      [](int tile_rows, int head_dim, int cache_element_size) {
+        return static_cast<size_t>(shared_layout<C>(tile_rows, head_dim, cache_element_size).size);
+      }};
 }
 
 }  // namespace pagefill::cuda

@@ -9,8 +9,8 @@ namespace pagefill::cuda::ptx {
 
 // The box at these coordinates, innermost first; its bytes, zeros outside of the tensor included, count
 // for `barrier`.
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x,
-                                         int y, int z, int w) {
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                         int x, int y, int z, int w) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cta.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),

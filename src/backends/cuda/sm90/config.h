@@ -47,7 +47,8 @@ struct Config {
   static constexpr int kStageBytes = 2 * kTileBytes;
   static constexpr int kMostBytes = 224 * 1024;  // of 227 KiB; the rest is for barriers and tasks
   static constexpr int kStages =
-      (kMostBytes - kQueryBuffers * kQueryBytes - (kTotalsAreShared ? kTotalBytes : 0)) / kStageBytes;
+      (kMostBytes - kQueryBuffers * kQueryBytes - (kTotalsAreShared ? kTotalBytes : 0)) /
+      kStageBytes;
   static_assert(kStages >= 2);
 
   // Registers of a thread, in multiples of 8. A block has 3 * 168 of them for each thread of a warpgroup, and what
@@ -55,7 +56,8 @@ struct Config {
   static constexpr bool kSharesRegisters = kConsumers > 1;
   static constexpr int kConsumerRegisters = 216;
   static constexpr int kProducerRegisters = 72;
-  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 3 * 168 || !kSharesRegisters);
+  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= 3 * 168 ||
+                !kSharesRegisters);
 };
 
 }  // namespace pagefill::cuda::sm90

@@ -6,7 +6,7 @@
 namespace pagefill::cuda::sm90 {
 
 // Names of barriers of some warps; 0 is __syncthreads'.
-inline constexpr int kFirstTurn = 1;      // and the next for the second consumer
+inline constexpr int kFirstTurn = 1;  // and the next for the second consumer
 inline constexpr int kAllConsumers = 3;
 
 // Consumers take turns at the tensor cores: while one multiplies, the other computes its softmax.
@@ -100,7 +100,8 @@ struct Consumer {
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<C>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
-    add_not_finite<C>(weights, tile_values, of_tile.begin, BothRows(a, task, first_row).keys, output);
+    add_not_finite<C>(weights, tile_values, of_tile.begin, BothRows(a, task, first_row).keys,
+                      output);
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
     remove_not_finite<C>(tile_values, thread);
     ptx::fence_proxy();
@@ -205,8 +206,7 @@ struct Consumer {
 };
 
 template <class C>
-__device__ __forceinline__ void consume(const Arguments& a, int box_rows,
-                                        SharedMemory<C>& shared) {
+__device__ __forceinline__ void consume(const Arguments& a, int box_rows, SharedMemory<C>& shared) {
   Consumer<C> consumer(a, box_rows, shared);
   consumer.turns.begin();
 #pragma unroll 1

@@ -71,14 +71,15 @@ __device__ __forceinline__ void copy_chunk(char* to, const char* from, int vecto
 template <class C>
 __device__ __forceinline__ void gather_quarter(const CacheView& cache, int kv_head, char* tile,
                                                const Quarter& quarter) {
-  constexpr int kChunks = C::kHeadDim / 8, kAtOnce = 32 / kChunks;  // rows that the warp copies at once
+  constexpr int kChunks = C::kHeadDim / 8,
+                kAtOnce = 32 / kChunks;  // rows that the warp copies at once
   constexpr int kSteps = C::kQuarterKeys / kAtOnce, kBatch = 8;
   const int lane = threadIdx.x % 32, chunk = lane % kChunks, lane_row = lane / kChunks;
   const int64_t offset = 2 * (kv_head * cache.head_stride + quarter.page * cache.page_stride +
                               quarter.slot * cache.slot_stride);
   const char* const chunks = static_cast<const char*>(cache.data) + chunk * 16;
-  char* const first = tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + lane_row, chunk,
-                                      C::kPartBytes);
+  char* const first =
+      tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + lane_row, chunk, C::kPartBytes);
   constexpr uint32_t kAll = static_cast<uint32_t>((1ull << C::kQuarterKeys) - 1);
   if (quarter.is_there == kAll && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
     const uint32_t to = ptx::shared_address(first);
@@ -91,7 +92,8 @@ __device__ __forceinline__ void gather_quarter(const CacheView& cache, int kv_he
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int row = (batch + i) * kAtOnce;  // its swizzle is the first row's, by an exclusive or
+        const int row =
+            (batch + i) * kAtOnce;  // its swizzle is the first row's, by an exclusive or
         ptx::copy_async_whole((to ^ (row & 7) * 16) + row * 128, from[i]);
       }
     }

@@ -36,8 +36,7 @@ __device__ __forceinline__ void begin_scores(const char* queries, const char* ke
 template <class C>
 __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights, const char* values,
                                              Outputs<C>& output) {
-  const uint64_t b =
-      ptx::matrix_descriptor(ptx::shared_address(values), C::kPartBytes, kEightRows);
+  const uint64_t b = ptx::matrix_descriptor(ptx::shared_address(values), C::kPartBytes, kEightRows);
   ptx::pin(output);
   ptx::fence_products();
 #pragma unroll
@@ -110,9 +109,9 @@ __device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, 
     const bool takes1 = rows[1].attended.contains(first_key + key);
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
-      const uint32_t pair = *reinterpret_cast<const uint32_t*>(
-          values + col / 8 * C::kPartBytes + key * 128 + swizzled(col % 8, key) * 16 +
-          lane % 4 * 4);
+      const uint32_t pair =
+          *reinterpret_cast<const uint32_t*>(values + col / 8 * C::kPartBytes + key * 128 +
+                                             swizzled(col % 8, key) * 16 + lane % 4 * 4);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const uint32_t bits = pair >> (16 * e) & 0xffffu;

@@ -7,7 +7,8 @@
 namespace pagefill::cuda::sm90 {
 namespace {
 
-constexpr int kMinBoxRows = 4;  // below it the issue of so many boxes takes longer than cp.async of their rows
+constexpr int kMinBoxRows =
+    4;  // below it the issue of so many boxes takes longer than cp.async of their rows
 constexpr int kElementBytes = 2, kPartElements = 64;
 constexpr int64_t kMaxStrideBytes = int64_t{1} << 40;
 
