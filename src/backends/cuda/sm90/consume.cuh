@@ -44,6 +44,9 @@ struct Consumer {
   Totals<C> totals;
   Cursor<C::kStages> keys{}, values{};
   Cursor<C::kQueryBuffers> queries{};
+  // Of the present task.
+  bool has_boxes = false;
+  Tiles all_visible{}, all_attended{};
 
   __device__ Consumer(const Arguments& arguments, int rows_of_box, SharedMemory<C>& memory)
       : a(arguments),
@@ -55,38 +58,37 @@ struct Consumer {
         totals(arguments, memory, thread) {}
 
   // What cp.async has written: wgmma reads by another way, and is to see it.
-  static __device__ __forceinline__ void wait_for_copies(uint64_t& barrier, uint32_t parity,
-                                                         bool has_boxes) {
+  __device__ __forceinline__ void wait_for_copies(uint64_t& barrier, uint32_t parity) const {
     wait(barrier, parity);
     if (!has_boxes) ptx::fence_proxy();
   }
 
-  __device__ __forceinline__ void begin_scores(bool has_boxes, Scores<C>& scores) {
-    wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity, has_boxes);
+  // Behind it the scores are on their way.
+  __device__ __forceinline__ KeyNotes begin_scores(Scores<C>& scores) {
+    wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
                           shared.keys[keys.at], scores);
+    return shared.notes[keys.at];
   }
 
   // The scores are there.
-  __device__ __forceinline__ KeyNotes end_scores(bool is_last) {
-    const KeyNotes notes = shared.notes[keys.at];
+  __device__ __forceinline__ void end_scores(bool is_last) {
     arrive_as_warp(shared.barriers.keys_free[keys.at]);
     if (is_last) {
       arrive_as_warp(shared.barriers.queries_free[queries.at]);
       queries.advance();
     }
     keys.advance();
-    return notes;
   }
 
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 Scores<C>& scores) const {
-    const KeyInterval of_tile = keys_of_tile<C>(tile);
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
     const bool has_bad =
         (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
-    if (uniform(has_bad || !task.all_visible.contains(of_tile))) {
-      mask_scores<C>(a, notes, of_tile.begin, BothRows(a, task, first_row).keys, scores);
+    if (uniform(has_bad) || !all_visible.contains(tile)) {
+      mask_scores<C>(a, notes, keys_of_tile<C>(tile).begin, BothRows(a, task, first_row).keys,
+                     scores);
     }
   }
 
@@ -94,23 +96,22 @@ struct Consumer {
   __device__ __forceinline__ void clean_values(const Task& task, int tile,
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
-    const KeyInterval of_tile = keys_of_tile<C>(tile);
-    if (uniform(task.all_attended.contains(of_tile))) return;
-    wait(shared.barriers.values_full[values.at], values.parity);
+    if (all_attended.contains(tile)) return;
+    wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<C>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
-    add_not_finite<C>(weights, tile_values, of_tile.begin, BothRows(a, task, first_row).keys,
-                      output);
+    add_not_finite<C>(weights, tile_values, keys_of_tile<C>(tile).begin,
+                      BothRows(a, task, first_row).keys, output);
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
     remove_not_finite<C>(tile_values, thread);
     ptx::fence_proxy();
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
   }
 
-  __device__ __forceinline__ void begin_values(bool has_boxes, const PackedWeights<C>& weights,
+  __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
-    wait_for_copies(shared.barriers.values_full[values.at], values.parity, has_boxes);
+    wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     sm90::begin_values<C>(weights, shared.values[values.at], output);
   }
 
@@ -128,15 +129,19 @@ struct Consumer {
     PackedWeights<C> weights;
     Rows2 states;
     float rescale[2];
-    const bool has_boxes = uniform(comes_as_boxes(box_rows, task));
-    wait_for_copies(shared.barriers.queries_full[queries.at], queries.parity, false);
+    has_boxes = uniform(comes_as_boxes(box_rows, task));
+    all_visible = tiles_within<C>(task.all_visible);
+    all_attended = tiles_within<C>(task.all_attended);
+    wait(shared.barriers.queries_full[queries.at], queries.parity);
+    ptx::fence_proxy();
 
     turns.wait();
-    begin_scores(has_boxes, scores);
+    KeyNotes notes = begin_scores(scores);
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
-    finish_scores(task, tiles.begin, end_scores(tiles.begin + 1 == tiles.end), scores);
+    end_scores(tiles.begin + 1 == tiles.end);
+    finish_scores(task, tiles.begin, notes, scores);
     softmax<C>(a, states, scores, rescale);
     pack_weights<C>(scores, weights);
 
@@ -147,12 +152,13 @@ struct Consumer {
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
       clean_values(task, tile, weights, output);
       turns.wait();
-      begin_scores(has_boxes, scores);
-      begin_values(has_boxes, weights, output);
+      notes = begin_scores(scores);
+      begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
-      finish_scores(task, tile + 1, end_scores(tile + 2 == tiles.end), scores);
+      end_scores(tile + 2 == tiles.end);
+      finish_scores(task, tile + 1, notes, scores);
       const bool ends_segment = (tile + 1) % C::kSegmentTiles == 0;
       const Rows2 ended = states;
       if (ends_segment) states = Rows2();
@@ -170,7 +176,7 @@ struct Consumer {
     }
     clean_values(task, tiles.end - 1, weights, output);
     turns.wait();
-    begin_values(has_boxes, weights, output);
+    begin_values(weights, output);
     turns.give();
     end_values(output);
     end_segment(states, is_first_segment, output);

@@ -94,11 +94,18 @@ __device__ __forceinline__ bool comes_as_boxes(int box_rows, const Task& task) {
 // The KV tiles of a task.
 struct Tiles {
   int begin, end;
+  __device__ bool contains(int tile) const { return tile >= begin && tile < end; }
 };
 template <class C>
 __device__ __forceinline__ Tiles tiles_of(const Task& task) {
   return {uniform(task.any.begin / C::kTileKv),
           uniform((task.any.end + C::kTileKv - 1) / C::kTileKv)};
+}
+
+// Those of which all keys lie in an interval.
+template <class C>
+__device__ __forceinline__ Tiles tiles_within(KeyInterval keys) {
+  return {uniform((keys.begin + C::kTileKv - 1) / C::kTileKv), uniform(keys.end / C::kTileKv)};
 }
 
 template <class C>

@@ -58,6 +58,42 @@ __device__ __forceinline__ void states_of(const Rows2& rows, RowState (&states)[
   for (int r = 0; r < 2; ++r) states[r] = {rows.max[r], sum_of_row(rows.sum[r])};
 }
 
+// The largest score of row r, over the four lanes that share it. Four chains: one would be the tile's longest.
+// fmaxf leaves NaN out; their weights are NaN all the same.
+template <class C>
+__device__ __forceinline__ float row_max(const Scores<C>& scores, int r) {
+  float max[4];
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+    const float two = fmaxf(scores[col][2 * r], scores[col][2 * r + 1]);
+    max[col % 4] = col < 4 ? two : fmaxf(max[col % 4], two);
+  }
+  max[0] = fmaxf(fmaxf(max[0], max[1]), fmaxf(max[2], max[3]));
+  max[0] = fmaxf(max[0], __shfl_xor_sync(~0u, max[0], 1));
+  return fmaxf(max[0], __shfl_xor_sync(~0u, max[0], 2));
+}
+
+// Scores to weights, and their sums in `sum`: of each row four chains, of columns 0, 4, ...; 1, 5, ...
+template <class C, typename Weight>
+__device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores, float (&sum)[2]) {
+  float sums[2][4];
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+    float(&s)[4] = scores[col];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[e] = weight(s[e], e / 2);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float two = __fadd_rn(s[2 * r], s[2 * r + 1]);
+      sums[r][col % 4] = col < 4 ? two : __fadd_rn(sums[r][col % 4], two);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum[r] = __fadd_rn(__fadd_rn(sums[r][0], sums[r][1]), __fadd_rn(sums[r][2], sums[r][3]));
+  }
+}
+
 // Scores to weights. What outputs so far are to be multiplied by goes to `rescale`; true where some lane's is
 // not 1.
 template <class C>
@@ -65,17 +101,10 @@ __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<
                                         float (&rescale)[2]) {
   const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
   bool changes = false, is_large = false;
-  float reference[2];
+  float reference[2], sum[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float max = -kInfinity;
-#pragma unroll
-    for (int col = 0; col < C::kScoreCols; ++col) {
-      max = fmaxf(max, fmaxf(scores[col][2 * r], scores[col][2 * r + 1]));
-    }
-    max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
-    max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-    const float before = rows.max[r], now = __fmul_rn(max, a.weight_factor);
+    const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
     rows.max[r] = now > before + max_growth ? now : before;
     reference[r] = reference_of(rows.max[r]);
     rescale[r] = ptx::exp2_approx(before - reference[r]);
@@ -84,30 +113,17 @@ __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<
     is_large |= fabsf(reference[r]) >= kLargeReference;
   }
   if (__any_sync(~0u, is_large)) {
-#pragma unroll
-    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-      float& s = scores[i / 4][i % 4];
-      s = large_weight(a, s, rows.max[i % 4 / 2], reference[i % 4 / 2]);
-    }
+    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], reference[r]); }, scores,
+             sum);
   } else {
-#pragma unroll
-    for (int i = 0; i < 4 * C::kScoreCols; ++i) {
-      float& s = scores[i / 4][i % 4];
-      s = ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[i % 4 / 2]));
-    }
+    weigh<C>(
+        [&](float s, int r) {
+          return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[r]));
+        },
+        scores, sum);
   }
-  // Four chains: columns 0, 4, ...; 1, 5, ...
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float sums[4];
-#pragma unroll
-    for (int col = 0; col < C::kScoreCols; ++col) {
-      const float two = __fadd_rn(scores[col][2 * r], scores[col][2 * r + 1]);
-      sums[col % 4] = col < 4 ? two : __fadd_rn(sums[col % 4], two);
-    }
-    const float sum = __fadd_rn(__fadd_rn(sums[0], sums[1]), __fadd_rn(sums[2], sums[3]));
-    rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum);
-  }
+  for (int r = 0; r < 2; ++r) rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum[r]);
   return __any_sync(~0u, changes);
 }
 
