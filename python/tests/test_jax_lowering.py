@@ -94,6 +94,81 @@ def test_append_and_merge_are_lowered_for_cuda():
     assert targets(text) == ["pagefill_merge"]
 
 
+STATUS = int32(4)
+
+
+def test_a_status_is_written_where_it_was_given():
+    for function, metadata, with_lse in (
+        (pagefill.jax.prefill_page_attention, PREFILL, False),
+        (prefill, PREFILL, True),
+        (pagefill.jax.ragged_page_attention, RAGGED, False),
+        (ragged, RAGGED, True),
+    ):
+        text = lowered(lambda *a, f=function: f(*a[:-1], status=a[-1]), (*metadata, STATUS), "cuda")
+        [call] = [line for line in text.splitlines() if "custom_call @pagefill" in line]
+        is_ragged = metadata is RAGGED
+        alias = (
+            f"output_tuple_indices = [{1 + with_lse}], operand_index = {5 + is_ragged}, "
+            "operand_tuple_indices = []"
+        )
+        assert alias in call
+        assert call.count("output_operand_alias<") == 1 + (1 + with_lse) * is_ragged
+    scales = [jax.ShapeDtypeStruct((2, 8, 16), jnp.float32)] * 2
+    cache = jax.ShapeDtypeStruct(CACHE.shape, jnp.int8)
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.float32)
+
+    def append(*a):
+        return pagefill.jax.append_kv(
+            *a[:7], chosen_key_scale=a[7], chosen_value_scale=a[8], status=a[9]
+        )
+
+    arguments = (tokens, tokens, cache, cache, *RAGGED[3:], *scales, STATUS)
+    text = lowered(append, arguments, "cuda")
+    assert "output_tuple_indices = [4], operand_index = 9, operand_tuple_indices = []" in text
+    assert [a.shape for a in jax.eval_shape(append, *arguments)][-1] == (4,)
+
+
+def test_results_stand_in_front_of_the_status():
+    shapes = {
+        name: [a.shape for a in jax.tree.leaves(jax.eval_shape(function, *PREFILL, STATUS))]
+        for name, function in (
+            ("output", lambda *a: pagefill.jax.prefill_page_attention(*a[:-1], status=a[-1])),
+            ("lse", lambda *a: prefill(*a[:-1], status=a[-1])),
+        )
+    }
+    assert shapes == {"output": [(8, 4, 64), (4,)], "lse": [(8, 4, 64), (8, 4), (4,)]}
+
+
+def test_vmap_of_calls_with_a_status_gives_each_its_own():
+    rows = jax.ShapeDtypeStruct((3, *ROWS.shape), ROWS.dtype)
+
+    def calls(query, status):
+        attend = pagefill.jax.prefill_page_attention
+        zeros = (jnp.zeros(a.shape, a.dtype) for a in PREFILL[1:])
+        operands = list(zeros)
+        return jax.vmap(lambda q: attend(q, *operands, status=status))(query)
+
+    assert [a.shape for a in jax.eval_shape(calls, rows, STATUS)] == [(3, 8, 4, 64), (3, 4)]
+
+
+def test_a_status_is_for_cuda_alone():
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.float32)
+    append = (tokens, tokens, CACHE, CACHE, *RAGGED[3:], STATUS)
+    for function, arguments in (
+        (lambda *a: prefill(*a[:-1], status=a[-1]), (*PREFILL, STATUS)),
+        (lambda *a: ragged(*a[:-1], status=a[-1]), (*RAGGED, STATUS)),
+        (lambda *a: pagefill.jax.append_kv(*a[:-1], status=a[-1]), append),
+    ):
+        with pytest.raises(ValueError, match="status: expected None in a computation for the CPU"):
+            lowered(function, arguments, "cpu")
+        for bad, error, words in (
+            (int32(3), ValueError, r"status: expected shape \[4\], got \[3\]"),
+            (jax.ShapeDtypeStruct((4,), jnp.float32), TypeError, "status: expected dtype int32"),
+        ):
+            with pytest.raises(error, match=words):
+                lowered(function, (*arguments[:-1], bad), "cuda")
+
+
 def test_shapes_that_stay_open_are_exported_for_cuda():
     from jax import export
 

@@ -107,12 +107,18 @@ def check_attention(
     output: Shape,
 ) -> None:
     """Raises what pagefill_ragged_page_attention would say of the shapes, dtypes and options."""
+    check_status(optional)
     if "query_starts" not in optional:  # prefill_page_attention: the batch of one
         expect("context_len", context_lens, "[1]", (1,), "int32")
         expect("page_indices", page_table, "[num_pages]", (None,), "int32")
     operands = (query, key_cache, value_cache, context_lens, page_table)
     size = ctypes.c_size_t()
     check(_workspace(Shapes(), operands, optional, numbers, output, False, _ANYWHERE, size))
+
+
+def check_status(optional: dict[str, jax.core.ShapedArray]) -> None:
+    if "status" in optional:
+        expect("status", optional["status"], "[4]", (4,), "int32")
 
 
 def cuda_workspace(
@@ -176,12 +182,15 @@ def check_append(
 ) -> None:
     """Raises what pagefill_append_kv would say of the shapes and dtypes; no token, nothing is
     written."""
+    check_status(optional)
     shapes = Shapes()
     names = ("keys", "values", "key_cache", "value_cache")
     untouched = [shapes.tensor(name, aval) for name, aval in zip(names, tensors[:4], strict=True)]
     query_starts, context_lens, page_table = tensors[4:]
     scales = {
-        name: shapes.tensor(name, aval) for name, aval in optional.items() if name != "kv_start"
+        name: shapes.tensor(name, aval)
+        for name, aval in optional.items()
+        if name not in ("kv_start", "status")
     }
     options = structs.append_options(
         kv_start=shapes.zeros("kv_start", optional.get("kv_start")), **scales
