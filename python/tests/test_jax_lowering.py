@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import jax_support  # noqa: F401, before jax
 import jax
@@ -12,7 +13,8 @@ import pytest
 
 import pagefill
 import pagefill.jax
-from pagefill.jax import _attention
+from pagefill._c import structs
+from pagefill.jax import _attention, _check
 from pagefill.jax._library import PLATFORMS
 
 pytestmark = pytest.mark.skipif(
@@ -67,6 +69,35 @@ def test_with_a_gpu_the_workspace_is_a_result_of_its_exact_size(monkeypatch):
     assert "tensor<4711xui8>" in text
     assert "max_chunk_size = 5 : i64, max_context_len = 0 : i64" in text
     assert asked == [((8, 4, 64), (8, 4, 64), True, (5, 0))]
+
+
+def test_the_workspace_is_the_largest_that_a_gpu_of_this_process_needs(monkeypatch):
+    sizes = {1: 300, 3: 5000, 6: 200}
+
+    def workspace(shapes, operands, optional, numbers, output, with_lse, where, size):
+        assert shapes._device_type == structs.CUDA
+        size.value = sizes[shapes._device_index]
+        return 0
+
+    monkeypatch.setattr(_check, "_gpus", lambda: list(sizes))
+    call = ([], {}, {}, (8, 4, 64), True, _attention.Maxima())
+    with monkeypatch.context() as patched:
+        patched.setattr(_check, "_workspace", workspace)
+        assert _check.cuda_workspace(*call) == 5000
+        patched.setattr(_check, "_workspace", lambda *arguments: 3)  # refused
+        assert _check.cuda_workspace(*call) is None
+    monkeypatch.setattr(_check, "_gpus", list)
+    assert _check.cuda_workspace(*call) is None
+
+
+def test_gpus_are_those_that_jax_has_one_of_a_kind(monkeypatch):
+    class Device(NamedTuple):
+        device_kind: str
+        local_hardware_id: int
+
+    devices = [Device("H100", 2), Device("A10", 3), Device("H100", 4)]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: devices)
+    assert sorted(_check._gpus()) == [3, 4]
 
 
 def test_rows_of_no_sequence_hold_the_empty_state_before_the_call():
