@@ -36,7 +36,8 @@ def allocate(
     behind its metadata.
 
     The size depends on layouts, options and the device, never on what the tensors hold, so that it
-    is asked for once."""
+    is asked for once. Nor does it on the strides of `out`, or on the environment: where these are
+    wrong, the call refuses them itself."""
     # A layout says the device as well.
     key = (*map(layout_of, tensors), out_lse is None, *(map(_described, rest) if rest else ()))
     size = _sizes.get(key)
