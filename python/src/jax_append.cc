@@ -1,10 +1,10 @@
-// pagefill_jax_append_kv: append_kv as an XLA FFI handler, for the CPU and for CUDA. The caches, and the scales that are
-// chosen, are operands and results in one place (operand_output_aliases), so that slots without a new
-// token keep what they hold.
+// pagefill_jax_append_kv: append_kv as an XLA FFI handler, for the CPU and for CUDA. The caches, the scales that are
+// chosen and the status are operands and results in one place (operand_output_aliases), so that slots without a
+// new token keep what they hold.
 //
 //   operands   keys, values, key_cache, value_cache, query_starts, context_lens, page_table; then those
 //              that `given` names
-//   results    key_cache, value_cache; chosen_key_scale, chosen_value_scale where given
+//   results    key_cache, value_cache; chosen_key_scale, chosen_value_scale, status where given
 //   attributes given (bits of Given)
 #include "jax_call.h"
 
@@ -12,12 +12,12 @@ namespace pagefill::jax {
 namespace {
 
 template <typename Context>
-ffi::Error append(const Context& context, ffi::AnyBuffer keys_buffer, ffi::AnyBuffer values_buffer,
+ffi::Error append(Context&& context, ffi::AnyBuffer keys_buffer, ffi::AnyBuffer values_buffer,
                   ffi::AnyBuffer old_key_cache, ffi::AnyBuffer old_value_cache,
                   ffi::AnyBuffer starts_buffer, ffi::AnyBuffer lengths_buffer,
                   ffi::AnyBuffer table_buffer, ffi::RemainingArgs optional_operands,
                   ffi::Result<ffi::AnyBuffer> key_buffer, ffi::Result<ffi::AnyBuffer> value_buffer,
-                  ffi::RemainingRets scale_buffers, int32_t given) {
+                  ffi::RemainingRets results, int32_t given) {
   const auto tensor = [&](const ffi::AnyBuffer& b) { return tensor_of(b, context.place()); };
   const pagefill_tensor keys = tensor(keys_buffer), values = tensor(values_buffer),
                         key_cache = tensor(*key_buffer), value_cache = tensor(*value_buffer),
@@ -26,7 +26,7 @@ ffi::Error append(const Context& context, ffi::AnyBuffer keys_buffer, ffi::AnyBu
   bool in_place = key_cache.data == old_key_cache.untyped_data() &&
                   value_cache.data == old_value_cache.untyped_data();
 
-  pagefill_tensor kv_start, key_scale, value_scale, chosen_key_scale, chosen_value_scale;
+  pagefill_tensor kv_start, key_scale, value_scale, chosen_key_scale, chosen_value_scale, status;
   OptionalOperands operands(optional_operands, given, context.place());
   pagefill_append_options options = pagefill_append_options_init();
   options.kv_start = operands.next(kKvStart, kv_start);
@@ -34,19 +34,16 @@ ffi::Error append(const Context& context, ffi::AnyBuffer keys_buffer, ffi::AnyBu
   options.value_scale = operands.next(kValueScale, value_scale);
   options.chosen_key_scale = operands.next(kChosenKeyScale, chosen_key_scale);
   options.chosen_value_scale = operands.next(kChosenValueScale, chosen_value_scale);
+  const pagefill_tensor* const given_status = operands.next(kStatus, status);
+  context.set_status(given_status);
   if (!operands.complete()) return wrong_operands("pagefill_jax_append_kv");
 
-  size_t results = 0;
-  for (const pagefill_tensor* chosen : {options.chosen_key_scale, options.chosen_value_scale}) {
-    if (chosen == nullptr) continue;
-    auto result = scale_buffers.get<ffi::AnyBuffer>(results++);
-    in_place = in_place && result.has_value() && (*result)->untyped_data() == chosen->data;
+  size_t i = 0;
+  for (const pagefill_tensor* written :
+       {options.chosen_key_scale, options.chosen_value_scale, given_status}) {
+    if (written != nullptr) in_place = is_in_place(results, i++, *written) && in_place;
   }
-  if (!in_place) {
-    return {
-        ffi::ErrorCode::kInternal,
-        "pagefill_jax_append_kv: expected XLA to place the written caches where the read ones are"};
-  }
+  if (!in_place) return wrong_place("pagefill_jax_append_kv");
 
   return error_of(pagefill_append_kv(&keys, &values, &key_cache, &value_cache, &query_starts,
                                      &context_lens, &page_table, &options, context.get()));

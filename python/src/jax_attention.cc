@@ -3,7 +3,7 @@
 //
 //   operands   query, key_cache, value_cache, context_lens, page_table; then those that `given` names; for
 //              CUDA and with query_starts, then what stands in output and lse where the call writes nothing
-//   results    output; lse where there is one; for CUDA, then the workspace
+//   results    output; lse where there is one; for CUDA, then status where given, in its place, and the workspace
 //   attributes given (bits of Given); flags (PAGEFILL_HAS_...) and the options that they name; for CUDA
 //              max_chunk_size and max_context_len
 #include <algorithm>
@@ -53,10 +53,11 @@ auto with_arguments(Binding&& binding) {
 // The operands and results of a call, as the C interface takes them.
 struct Call {
   pagefill_tensor query, key_cache, value_cache, context_lens, page_table, output;
-  pagefill_tensor starts_memory, sinks, kv_start, key_scale, value_scale, lse_memory;
+  pagefill_tensor starts_memory, sinks, kv_start, key_scale, value_scale, lse_memory, status_memory;
   pagefill_attention_options options = pagefill_attention_options_init();
   const pagefill_tensor* query_starts = nullptr;
   const pagefill_tensor* lse = nullptr;
+  const pagefill_tensor* status = nullptr;
 
   pagefill_status run(const pagefill_context* context) const {
     if (query_starts == nullptr) {
@@ -106,6 +107,7 @@ bool fill(Call& call, Place place, ffi::AnyBuffer query_buffer, ffi::AnyBuffer k
   options.kv_start = operands.next(kKvStart, call.kv_start);
   options.key_scale = operands.next(kKeyScale, call.key_scale);
   options.value_scale = operands.next(kValueScale, call.value_scale);
+  call.status = operands.next(kStatus, call.status_memory);
 
   if (with_lse) {
     auto buffer = results.get<ffi::AnyBuffer>(0);
@@ -163,15 +165,20 @@ ffi::Error on_cuda(void* stream, ffi::ScratchAllocator* scratch, ffi::AnyBuffer 
                    int64_t max_chunk_size, int64_t max_context_len) {
   StreamContext context(stream);
   context.set_maxima(max_chunk_size, max_context_len);
-  const size_t last = results.size() - 1;
+  const size_t last = results.size() - 1, num_statuses = (given & kStatus) != 0 ? 1 : 0;
+  const bool with_lse = last > num_statuses;
   auto workspace = results.get<ffi::AnyBuffer>(last);
   Call call;
   if (!workspace.has_value() ||
       !fill(call, context.place(), query, key_cache, value_cache, context_lens, page_table,
-            optional_operands, output, results, last > 0,
+            optional_operands, output, results, with_lse,
             {given, flags, softmax_scale, attn_logits_soft_cap, mask_value, sliding_window})) {
     return wrong_operands("pagefill_jax_attention_cuda");
   }
+  if (call.status != nullptr && !is_in_place(results, with_lse ? 1 : 0, *call.status)) {
+    return wrong_place("pagefill_jax_attention_cuda");
+  }
+  context.set_status(call.status);
   context.set_workspace((*workspace)->untyped_data(), (*workspace)->size_bytes());
   if (scratch != nullptr) {
     size_t size = 0;

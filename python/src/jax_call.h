@@ -39,6 +39,7 @@ enum Given : int32_t {
   kValueScale = 16,
   kChosenKeyScale = 32,
   kChosenValueScale = 64,
+  kStatus = 128,
 };
 
 // Whose memory the buffers of a call are.
@@ -108,32 +109,49 @@ auto with_results(Binding&& binding) {
   }
 }
 
-// XLA's thread pool for one call. The calling thread, which may be one of the pool's, works as well and
-// waits only for tasks that run already, so that a full pool delays nothing and locks nothing.
-class PoolContext {
+// Whether result i is where the operand is, as the lowering asks of those that are written.
+inline bool is_in_place(const ffi::RemainingRets& results, size_t i,
+                        const pagefill_tensor& operand) {
+  auto result = results.get<ffi::AnyBuffer>(i);
+  return result.has_value() && (*result)->untyped_data() == operand.data;
+}
+
+inline ffi::Error wrong_place(const char* target) {
+  return {ffi::ErrorCode::kInternal,
+          std::string(target) + ": expected XLA to place what is written where the read ones are"};
+}
+
+// How and where one call runs.
+class CallContext {
  public:
-  explicit PoolContext(ffi::ThreadPool& pool);
-  PoolContext(const PoolContext&) = delete;
-  PoolContext& operator=(const PoolContext&) = delete;
+  CallContext() = default;
+  CallContext(const CallContext&) = delete;
+  CallContext& operator=(const CallContext&) = delete;
 
   const pagefill_context* get() const { return &context_; }
+  void set_status(const pagefill_tensor* status) { context_.cuda_status = status; }
+
+ protected:
+  pagefill_context context_ = pagefill_context_init();
+};
+
+// XLA's thread pool for one call. The calling thread, which may be one of the pool's, works as well and
+// waits only for tasks that run already, so that a full pool delays nothing and locks nothing.
+class PoolContext : public CallContext {
+ public:
+  explicit PoolContext(ffi::ThreadPool& pool);
   Place place() const { return {}; }
 
  private:
   pagefill_executor executor_ = pagefill_executor_init();
-  pagefill_context context_ = pagefill_context_init();
 };
 
 #if PAGEFILL_WITH_CUDA
 
 // XLA's stream for one call, on the device that XLA has made current.
-class StreamContext {
+class StreamContext : public CallContext {
  public:
   explicit StreamContext(void* stream);
-  StreamContext(const StreamContext&) = delete;
-  StreamContext& operator=(const StreamContext&) = delete;
-
-  const pagefill_context* get() const { return &context_; }
   Place place() const { return place_; }
   void set_maxima(int64_t max_chunk_size, int64_t max_context_len) {
     context_.cuda_max_chunk_size = max_chunk_size;
@@ -146,7 +164,6 @@ class StreamContext {
 
  private:
   Place place_;
-  pagefill_context context_ = pagefill_context_init();
 };
 
 // All that pagefill does on a stream can be captured: XLA may put it into a command buffer.

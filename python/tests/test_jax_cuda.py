@@ -207,6 +207,55 @@ def test_what_is_bad_on_the_device_comes_out_as_nan():
     assert bits(got[:6]) == bits(good[:6])
 
 
+def test_a_status_says_what_was_found_bad_first():
+    query, keys, values, starts, lens, table = ragged_problem()
+    arrays = on_gpu((query, keys, values, starts, lens, table))
+    none = jnp.zeros(4, jnp.int32)
+    attend = pagefill.jax.ragged_page_attention
+    want = attend(*arrays, return_lse=True)
+    output, lse, status = attend(*arrays, return_lse=True, status=none)
+    assert [bits(a) for a in (output, lse)] == [bits(a) for a in want]
+    assert status.tolist() == [0, 0, 0, 0]
+    bad = table.copy()
+    bad[0, 1] = 12
+    output, status = attend(*arrays[:-1], *on_gpu([bad]), status=none)
+    assert status.tolist() == [4, 0, 1, 12]
+    assert np.isnan(output[:5]).all()
+    assert none.tolist() == [0, 0, 0, 0]
+    _, status = attend(*arrays, max_chunk_size=5, status=status)  # the first report stays
+    assert status.tolist() == [4, 0, 1, 12]
+    _, status = attend(*arrays, max_chunk_size=5, status=none)
+    assert status.tolist()[:2] == [5, 3]
+    one = problem(context=100)
+    _, status = jax.jit(pagefill.jax.prefill_page_attention)(
+        *on_gpu([*one.arguments[:3], np.array([5000], np.int32), one.arguments[4]]), status=none
+    )
+    assert status.tolist() == [2, 0, 0, 5000]
+
+
+def test_append_kv_has_a_status_too():
+    query, keys, values, starts, lens, table = ragged_problem()
+    tokens = np.ones((2, len(query), 2, 64), np.float32)
+    table[3, 1] = -7  # of the last sequence's 24 tokens the 8 behind the first page
+    append = jax.jit(pagefill.jax.append_kv)
+    arrays = on_gpu([*tokens, keys, values, starts, lens, table])
+    *caches, status = append(*arrays, status=jnp.zeros(4, jnp.int32))
+    assert status.tolist() == [4, 3, 1, -7]
+    assert [bits(a) for a in caches] == [bits(a) for a in append(*arrays)]
+
+
+def test_vmap_gives_each_call_its_status():
+    query, keys, values, _, pages = on_gpu(problem(context=100).arguments)
+    lengths = jnp.array([[100], [5000], [24]], jnp.int32)
+    attend = pagefill.jax.prefill_page_attention
+    none = jnp.zeros(4, jnp.int32)
+    outputs, status = jax.vmap(lambda n: attend(query, keys, values, n, pages, status=none))(
+        lengths
+    )
+    assert status.tolist() == [[0, 0, 0, 0], [2, 0, 0, 5000], [0, 0, 0, 0]]
+    assert np.isnan(outputs[1]).all()
+
+
 def test_the_cpu_beside_the_gpu_is_as_it_was():
     case = problem()
     cpu = jax.devices("cpu")[0]

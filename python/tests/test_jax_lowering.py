@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import jax_support  # noqa: F401, before jax
 import jax
@@ -12,7 +13,8 @@ import pytest
 
 import pagefill
 import pagefill.jax
-from pagefill.jax import _attention
+from pagefill._c import structs
+from pagefill.jax import _attention, _check
 from pagefill.jax._library import PLATFORMS
 
 pytestmark = pytest.mark.skipif(
@@ -69,6 +71,35 @@ def test_with_a_gpu_the_workspace_is_a_result_of_its_exact_size(monkeypatch):
     assert asked == [((8, 4, 64), (8, 4, 64), True, (5, 0))]
 
 
+def test_the_workspace_is_the_largest_that_a_gpu_of_this_process_needs(monkeypatch):
+    sizes = {1: 300, 3: 5000, 6: 200}
+
+    def workspace(shapes, operands, optional, numbers, output, with_lse, where, size):
+        assert shapes._device_type == structs.CUDA
+        size.value = sizes[shapes._device_index]
+        return 0
+
+    monkeypatch.setattr(_check, "_gpus", lambda: list(sizes))
+    call = ([], {}, {}, (8, 4, 64), True, _attention.Maxima())
+    with monkeypatch.context() as patched:
+        patched.setattr(_check, "_workspace", workspace)
+        assert _check.cuda_workspace(*call) == 5000
+        patched.setattr(_check, "_workspace", lambda *arguments: 3)  # refused
+        assert _check.cuda_workspace(*call) is None
+    monkeypatch.setattr(_check, "_gpus", list)
+    assert _check.cuda_workspace(*call) is None
+
+
+def test_gpus_are_those_that_jax_has_one_of_a_kind(monkeypatch):
+    class Device(NamedTuple):
+        device_kind: str
+        local_hardware_id: int
+
+    devices = [Device("H100", 2), Device("A10", 3), Device("H100", 4)]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: devices)
+    assert sorted(_check._gpus()) == [3, 4]
+
+
 def test_rows_of_no_sequence_hold_the_empty_state_before_the_call():
     text = lowered(ragged, RAGGED, "cuda")
     [call] = [line for line in text.splitlines() if "custom_call @pagefill" in line]
@@ -92,6 +123,81 @@ def test_append_and_merge_are_lowered_for_cuda():
     lse = jax.ShapeDtypeStruct((8, 4), jnp.float32)
     text = lowered(pagefill.jax.merge_attention_states, (ROWS, lse, ROWS, lse), "cuda")
     assert targets(text) == ["pagefill_merge"]
+
+
+STATUS = int32(4)
+
+
+def test_a_status_is_written_where_it_was_given():
+    for function, metadata, with_lse in (
+        (pagefill.jax.prefill_page_attention, PREFILL, False),
+        (prefill, PREFILL, True),
+        (pagefill.jax.ragged_page_attention, RAGGED, False),
+        (ragged, RAGGED, True),
+    ):
+        text = lowered(lambda *a, f=function: f(*a[:-1], status=a[-1]), (*metadata, STATUS), "cuda")
+        [call] = [line for line in text.splitlines() if "custom_call @pagefill" in line]
+        is_ragged = metadata is RAGGED
+        alias = (
+            f"output_tuple_indices = [{1 + with_lse}], operand_index = {5 + is_ragged}, "
+            "operand_tuple_indices = []"
+        )
+        assert alias in call
+        assert call.count("output_operand_alias<") == 1 + (1 + with_lse) * is_ragged
+    scales = [jax.ShapeDtypeStruct((2, 8, 16), jnp.float32)] * 2
+    cache = jax.ShapeDtypeStruct(CACHE.shape, jnp.int8)
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.float32)
+
+    def append(*a):
+        return pagefill.jax.append_kv(
+            *a[:7], chosen_key_scale=a[7], chosen_value_scale=a[8], status=a[9]
+        )
+
+    arguments = (tokens, tokens, cache, cache, *RAGGED[3:], *scales, STATUS)
+    text = lowered(append, arguments, "cuda")
+    assert "output_tuple_indices = [4], operand_index = 9, operand_tuple_indices = []" in text
+    assert [a.shape for a in jax.eval_shape(append, *arguments)][-1] == (4,)
+
+
+def test_results_stand_in_front_of_the_status():
+    shapes = {
+        name: [a.shape for a in jax.tree.leaves(jax.eval_shape(function, *PREFILL, STATUS))]
+        for name, function in (
+            ("output", lambda *a: pagefill.jax.prefill_page_attention(*a[:-1], status=a[-1])),
+            ("lse", lambda *a: prefill(*a[:-1], status=a[-1])),
+        )
+    }
+    assert shapes == {"output": [(8, 4, 64), (4,)], "lse": [(8, 4, 64), (8, 4), (4,)]}
+
+
+def test_vmap_of_calls_with_a_status_gives_each_its_own():
+    rows = jax.ShapeDtypeStruct((3, *ROWS.shape), ROWS.dtype)
+
+    def calls(query, status):
+        attend = pagefill.jax.prefill_page_attention
+        zeros = (jnp.zeros(a.shape, a.dtype) for a in PREFILL[1:])
+        operands = list(zeros)
+        return jax.vmap(lambda q: attend(q, *operands, status=status))(query)
+
+    assert [a.shape for a in jax.eval_shape(calls, rows, STATUS)] == [(3, 8, 4, 64), (3, 4)]
+
+
+def test_a_status_is_for_cuda_alone():
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.float32)
+    append = (tokens, tokens, CACHE, CACHE, *RAGGED[3:], STATUS)
+    for function, arguments in (
+        (lambda *a: prefill(*a[:-1], status=a[-1]), (*PREFILL, STATUS)),
+        (lambda *a: ragged(*a[:-1], status=a[-1]), (*RAGGED, STATUS)),
+        (lambda *a: pagefill.jax.append_kv(*a[:-1], status=a[-1]), append),
+    ):
+        with pytest.raises(ValueError, match="status: expected None in a computation for the CPU"):
+            lowered(function, arguments, "cpu")
+        for bad, error, words in (
+            (int32(3), ValueError, r"status: expected shape \[4\], got \[3\]"),
+            (jax.ShapeDtypeStruct((4,), jnp.float32), TypeError, "status: expected dtype int32"),
+        ):
+            with pytest.raises(error, match=words):
+                lowered(function, (*arguments[:-1], bad), "cuda")
 
 
 def test_shapes_that_stay_open_are_exported_for_cuda():

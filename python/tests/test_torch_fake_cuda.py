@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
-from pagefill.torch import _attention_operators, _kv_cache, _views
+from pagefill.torch import _attention_operators, _kv_cache, _views, _where
 from pagefill.torch import (
     append_kv,
     merge_attention_states,
@@ -109,7 +109,7 @@ class OnDevice(torch.Tensor):
 def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     if any(b.available for b in pagefill.list_backends() if b.memory == "cuda"):
         pytest.skip("there is a GPU")
-    monkeypatch.setattr(_views, "_raw_stream", lambda device: 0)
+    monkeypatch.setattr(_where, "_raw_stream", lambda device: 0)
     with unset_fake_temporarily():
         single = [t.as_subclass(OnDevice) for t in random_tensors()]
         batch = [t.as_subclass(OnDevice) for t in random_batch()]

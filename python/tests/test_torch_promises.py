@@ -12,7 +12,7 @@ from torch_cases import bits, int32, random_batch, random_tensors
 
 from pagefill._c import structs
 from pagefill.torch import prefill_page_attention, ragged_page_attention
-from pagefill.torch._views import cpu_context
+from pagefill.torch._where import CPU, context
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,13 +66,13 @@ def test_the_number_of_threads_is_torchs_and_changes_no_bit(
     try:
         for num_threads in (1, 2):
             torch.set_num_threads(num_threads)
-            assert cpu_context() == structs.context(num_threads)
+            assert context(CPU) == structs.context(num_threads)
             results.append(attend(*arguments))
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1] == attend(*arguments, num_threads=3)
     monkeypatch.setenv("PAGEFILL_NUM_THREADS", "1")
-    assert cpu_context() is None  # the library's own rule
+    assert context(CPU) is None  # the library's own rule
     monkeypatch.setenv("PAGEFILL_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="PAGEFILL_NUM_THREADS: expected"):
         attend(*arguments)

@@ -23,6 +23,7 @@ GIVEN = {
     "value_scale": 16,
     "chosen_key_scale": 32,
     "chosen_value_scale": 64,
+    "status": 128,
 }
 """Optional operands, in their order, by the bits that name them in python/src/jax_call.h."""
 
@@ -81,20 +82,28 @@ def _abstract(
     results = [jax.core.ShapedArray(output, query.dtype)]
     if with_lse:
         results.append(jax.core.ShapedArray(query.shape[:2], np.dtype(np.float32)))
+    if "status" in given:
+        results.append(jax.core.ShapedArray((4,), np.dtype(np.int32)))
     return results
 
 
 def _attributes(
-    given: tuple[str, ...], numbers: Numbers, with_lse: bool, maxima: Maxima
+    platform: str, given: tuple[str, ...], numbers: Numbers, with_lse: bool, maxima: Maxima
 ) -> dict[str, Any]:
     del with_lse  # the number of results says it
-    for name, value in maxima._asdict().items():
-        if value:
+    refuse_on_the_cpu(platform, given, **maxima._asdict())
+    return _options_as_attributes(given, numbers)
+
+
+def refuse_on_the_cpu(platform: str, given: Sequence[str], **maxima: int) -> None:
+    """What is for CUDA alone, where a call does not read lengths."""
+    values: dict[str, Any] = {**maxima, "status": "an array" if "status" in given else None}
+    for name, value in values.items():
+        if value and platform == "cpu":
             raise ValueError(
                 f"{name}: expected None in a computation for the CPU, which reads lengths, "
                 f"got {value}"
             )
-    return _options_as_attributes(given, numbers)
 
 
 def _options_as_attributes(given: tuple[str, ...], numbers: Numbers) -> dict[str, Any]:
@@ -130,14 +139,17 @@ def _on_cuda(
         )
     aliases = {}
     values = list(operands)
+    if "status" in given:
+        aliases[NUM_OPERANDS + given.index("status")] = len(outs) - 1
     if "query_starts" in given:  # rows of no sequence, which the call does not write
-        for result, (aval, rest) in enumerate(zip(outs, (0, -np.inf), strict=False)):
+        state = outs[: 1 + with_lse]
+        for result, (aval, rest) in enumerate(zip(state, (0, -np.inf), strict=False)):
             aliases[len(values)] = result
             fill = mlir.lower_fun(
                 functools.partial(jnp.full, aval.shape, rest, aval.dtype), multiple_results=False
             )
             values += fill(context.replace(avals_in=[], avals_out=[aval]))
-        ins += outs
+        ins += state
     workspace = jax.core.ShapedArray((size or 0,), np.dtype(np.uint8))
     target = "pagefill_attention_scratch" if size is None else "pagefill_attention"
     rule = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
@@ -152,12 +164,13 @@ def _on_cuda(
 
 
 def _batch(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> Batched:
-    """vmap of queries, lengths and tables over one cache is one ragged call; else a loop."""
+    """vmap of queries, lengths and tables over one cache is one ragged call; else, and where each
+    call has its status, a loop."""
     given: tuple[str, ...] = params["given"]
     names = ("query", "key_cache", "value_cache", "context_lens", "page_table", *given)
     per_sequence = {"query", "context_lens", "page_table", "query_starts", "kv_start"}
     mapped = {name for name, dim in zip(names, dims, strict=True) if dim is not None}
-    if not mapped <= per_sequence:
+    if not mapped <= per_sequence or "status" in given:
         return _primitive.one_after_another(attention_p, args, dims, **params)
 
     size = next(arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None)

@@ -52,8 +52,9 @@ def expect(name: str, aval: jax.core.ShapedArray, shape: str, sizes: Shape, *dty
 class Shapes:
     """Tensors without memory, each at an address of its own; and memory of zeros for the batch."""
 
-    def __init__(self, device_type: int = structs.CPU) -> None:
+    def __init__(self, device_type: int = structs.CPU, device_index: int = 0) -> None:
         self._device_type = device_type
+        self._device_index = device_index
         self._next = _FIRST_ADDRESS
         self._alive: list[object] = []
 
@@ -92,7 +93,8 @@ class Shapes:
         for size in reversed(shape):
             strides.append(stride)
             stride = min(stride * size, 1 << 62)
-        layout = structs.tensor_layout(code, shape, strides[::-1], self._device_type)
+        place = self._device_type, self._device_index
+        layout = structs.tensor_layout(code, shape, strides[::-1], *place)
         return structs.tensor(address, layout)
 
 
@@ -107,12 +109,18 @@ def check_attention(
     output: Shape,
 ) -> None:
     """Raises what pagefill_ragged_page_attention would say of the shapes, dtypes and options."""
+    check_status(optional)
     if "query_starts" not in optional:  # prefill_page_attention: the batch of one
         expect("context_len", context_lens, "[1]", (1,), "int32")
         expect("page_indices", page_table, "[num_pages]", (None,), "int32")
     operands = (query, key_cache, value_cache, context_lens, page_table)
     size = ctypes.c_size_t()
     check(_workspace(Shapes(), operands, optional, numbers, output, False, _ANYWHERE, size))
+
+
+def check_status(optional: dict[str, jax.core.ShapedArray]) -> None:
+    if "status" in optional:
+        expect("status", optional["status"], "[4]", (4,), "int32")
 
 
 def cuda_workspace(
@@ -123,12 +131,27 @@ def cuda_workspace(
     with_lse: bool,
     maxima: tuple[int, int],
 ) -> int | None:
-    """The bytes that attention needs on CUDA device 0; None where there is none to ask."""
-    size = ctypes.c_size_t()
+    """The bytes that attention needs on any GPU of this process; None where there is none to
+    ask."""
     where = structs.on_cuda(None, 0, *maxima)
-    shapes = Shapes(structs.CUDA)
-    failed = _workspace(shapes, operands, optional, numbers, output, with_lse, where, size)
-    return None if failed else size.value
+    sizes = []
+    for gpu in _gpus():
+        size = ctypes.c_size_t()
+        shapes = Shapes(structs.CUDA, gpu)
+        if _workspace(shapes, operands, optional, numbers, output, with_lse, where, size):
+            return None  # the call says why
+        sizes.append(size.value)
+    return max(sizes, default=None)
+
+
+def _gpus() -> list[int]:
+    """CUDA's numbers of one GPU of each kind that JAX has in this process. Not of others, which to
+    ask would set up memory there."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # JAX has none
+        return []
+    return list({d.device_kind: d.local_hardware_id or 0 for d in devices}.values())
 
 
 def _workspace(
@@ -176,12 +199,15 @@ def check_append(
 ) -> None:
     """Raises what pagefill_append_kv would say of the shapes and dtypes; no token, nothing is
     written."""
+    check_status(optional)
     shapes = Shapes()
     names = ("keys", "values", "key_cache", "value_cache")
     untouched = [shapes.tensor(name, aval) for name, aval in zip(names, tensors[:4], strict=True)]
     query_starts, context_lens, page_table = tensors[4:]
     scales = {
-        name: shapes.tensor(name, aval) for name, aval in optional.items() if name != "kv_start"
+        name: shapes.tensor(name, aval)
+        for name, aval in optional.items()
+        if name not in ("kv_start", "status")
     }
     options = structs.append_options(
         kv_start=shapes.zeros("kv_start", optional.get("kv_start")), **scales

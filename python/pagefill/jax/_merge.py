@@ -53,7 +53,7 @@ def _batch(
 
 
 merge_p = _primitive.define(
-    "merge_attention_states", "pagefill_merge", _abstract, _batch, lambda: {}
+    "merge_attention_states", "pagefill_merge", _abstract, _batch, lambda platform: {}
 )
 
 

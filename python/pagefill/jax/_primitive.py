@@ -31,7 +31,8 @@ def define(
 
     abstract(*avals, **params)   the results' shapes and dtypes, or the error
     batch(args, dims, **params)  the rule of vmap
-    attributes(**params)         of the FFI call, as NumPy scalars
+    attributes(platform, **params)
+                                 of the FFI call, as NumPy scalars
     aliases(**params)            operand i and result aliases[i] are one place
     on_cuda(context, *operands, **params)
                                  the lowering for CUDA, where it is another than for the CPU
@@ -48,13 +49,17 @@ def define(
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = _no_gradient(name)
 
-    def lower(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+    def lower(
+        platform: str, context: mlir.LoweringRuleContext, *operands: Any, **params: Any
+    ) -> Any:
         rule = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases(**params))
-        return rule(context, *operands, **attributes(**params))
+        return rule(context, *operands, **attributes(platform, **params))
 
     mlir.register_lowering(primitive, _wrong_platform(name))
     for platform in PLATFORMS:
-        rule = on_cuda if on_cuda is not None and platform == "cuda" else lower
+        rule: Lowering = functools.partial(lower, platform)
+        if on_cuda is not None and platform == "cuda":
+            rule = on_cuda
         mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 

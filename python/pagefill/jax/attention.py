@@ -68,6 +68,20 @@ def prefill_page_attention(
 ) -> jax.Array | State: ...
 
 
+@overload
+def prefill_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    context_len: jax.Array | int,
+    page_indices: jax.Array,
+    *,
+    status: jax.Array,
+    return_lse: bool = ...,
+    **options: Unpack[Options],
+) -> tuple[jax.Array, ...]: ...
+
+
 def prefill_page_attention(
     query: jax.Array,
     key_cache: jax.Array,
@@ -85,8 +99,9 @@ def prefill_page_attention(
     value_scale: jax.Array | None = None,
     max_chunk_size: int | None = None,
     max_context_len: int | None = None,
+    status: jax.Array | None = None,
     return_lse: bool = False,
-) -> jax.Array | State:
+) -> jax.Array | tuple[jax.Array, ...]:
     """The chunk of one sequence attends to all that the cache holds for it.
 
     Query i stands at position p = context_len - chunk_size + i and sees key j when j <= p,
@@ -112,11 +127,14 @@ def prefill_page_attention(
         max_chunk_size, max_context_len: what no sequence exceeds, in rows and in keys of its pages.
             They plan a computation for CUDA, where lengths are not looked at; None: chunk_size (or
             total_tokens) and the table's capacity. Only there.
+        status: int32 [4], zeros at first, for CUDA alone: comes back as the last result, with what
+            was found bad first, {code, sequence, entry, value}; a report that it holds stays.
         return_lse: whether to return the log-sum-exp as well.
 
     Returns:
         output [chunk_size, num_q_heads, v_head_dim], query's dtype; or (output, lse) with lse
-        float32 [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf.
+        float32 [chunk_size, num_q_heads]. A row that sees no key has output 0 and lse -inf. Behind
+        them the status that was given.
 
     Numbers are static; arrays may be traced, so that no new length or table compiles anew. Lengths
     and pages that are NumPy arrays of other integers are converted to int32.
@@ -127,7 +145,8 @@ def prefill_page_attention(
             where pagefill was built with CUDA, CUDA.
         jax.errors.JaxRuntimeError: on the CPU, a length or page number out of range, when the
             result is waited for; ValueError where XLA ran the call in the calling thread. The
-            message is the library's. On CUDA the rows that need it are NaN.
+            message is the library's. On CUDA the rows that need it are NaN, and `status` says
+            which.
     """
     results = attend(
         array("query", query),
@@ -140,12 +159,13 @@ def prefill_page_attention(
             kv_start=None if kv_start is None else lengths("kv_start", kv_start),
             key_scale=key_scale,
             value_scale=value_scale,
+            status=status,
         ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
         maxima=_maxima(max_chunk_size, max_context_len),
     )
-    return (results[0], results[1]) if return_lse else results[0]
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 @overload
@@ -190,6 +210,21 @@ def ragged_page_attention(
 ) -> jax.Array | State: ...
 
 
+@overload
+def ragged_page_attention(
+    query: jax.Array,
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    query_starts: jax.Array,
+    context_lens: jax.Array,
+    page_table: jax.Array,
+    *,
+    status: jax.Array,
+    return_lse: bool = ...,
+    **options: Unpack[Options],
+) -> tuple[jax.Array, ...]: ...
+
+
 def ragged_page_attention(
     query: jax.Array,
     key_cache: jax.Array,
@@ -208,8 +243,9 @@ def ragged_page_attention(
     value_scale: jax.Array | None = None,
     max_chunk_size: int | None = None,
     max_context_len: int | None = None,
+    status: jax.Array | None = None,
     return_lse: bool = False,
-) -> jax.Array | State:
+) -> jax.Array | tuple[jax.Array, ...]:
     """prefill_page_attention for a batch of sequences, chunks and single decode tokens mixed.
 
     Args:
@@ -223,7 +259,7 @@ def ragged_page_attention(
 
     Returns:
         output [total_tokens, num_q_heads, v_head_dim]; or (output, lse). Padding has output 0 and
-        lse -inf.
+        lse -inf. Behind them the status that was given.
 
     Raises:
         As prefill_page_attention.
@@ -240,12 +276,13 @@ def ragged_page_attention(
             kv_start=None if kv_start is None else lengths("kv_start", kv_start),
             key_scale=key_scale,
             value_scale=value_scale,
+            status=status,
         ),
         numbers=_numbers(softmax_scale, mask_value, attn_logits_soft_cap, sliding_window),
         with_lse=bool(return_lse),
         maxima=_maxima(max_chunk_size, max_context_len),
     )
-    return (results[0], results[1]) if return_lse else results[0]
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def merge_attention_states(

@@ -9,17 +9,17 @@ import jax
 
 from pagefill.jax import _primitive
 from pagefill.jax._arguments import array, given, lengths, pages
-from pagefill.jax._attention import GIVEN, given_bits
+from pagefill.jax._attention import GIVEN, given_bits, refuse_on_the_cpu
 from pagefill.jax._check import check_append, is_known
 
 NUM_OPERANDS = 7
 KEY_CACHE, VALUE_CACHE = 2, 3  # operands that are results as well
-CHOSEN = ("chosen_key_scale", "chosen_value_scale")  # likewise, where given
+WRITTEN = ("chosen_key_scale", "chosen_value_scale", "status")  # likewise, where given
 
 
 def _aliases(given: tuple[str, ...]) -> dict[int, int]:
     written = [KEY_CACHE, VALUE_CACHE]
-    written += [NUM_OPERANDS + given.index(name) for name in CHOSEN if name in given]
+    written += [NUM_OPERANDS + given.index(name) for name in WRITTEN if name in given]
     return {operand: result for result, operand in enumerate(written)}
 
 
@@ -38,12 +38,17 @@ def _batch(
     return _primitive.one_after_another(append_p, args, dims, **params)
 
 
+def _attributes(platform: str, given: tuple[str, ...]) -> dict[str, Any]:
+    refuse_on_the_cpu(platform, given)
+    return {"given": given_bits(given)}
+
+
 append_p = _primitive.define(
     "append_kv",
     "pagefill_append_kv",
     _abstract,
     _batch,
-    lambda given: {"given": given_bits(given)},
+    _attributes,
     _aliases,
 )
 
@@ -62,6 +67,7 @@ def append_kv(
     value_scale: jax.Array | None = None,
     chosen_key_scale: jax.Array | None = None,
     chosen_value_scale: jax.Array | None = None,
+    status: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """Caches in which the keys and values of new tokens stand in their slots.
 
@@ -87,9 +93,11 @@ def append_kv(
         chosen_key_scale, chosen_value_scale: float32 [num_kv_heads, total_num_pages, page_size]:
             each new slot's scale is chosen, and comes back in these. Not together with key_scale,
             value_scale.
+        status: int32 [4], zeros at first, for CUDA alone: comes back with what was found bad, as in
+            prefill_page_attention.
 
     Returns:
-        (key_cache, value_cache), and behind them the chosen scales that were given.
+        (key_cache, value_cache), and behind them the chosen scales, and status, that were given.
 
     Raises:
         ValueError, TypeError: shapes, dtypes and options that break a rule, when the call is
@@ -98,7 +106,7 @@ def append_kv(
             where pagefill was built with CUDA, CUDA.
         jax.errors.JaxRuntimeError: on the CPU, a length or page number out of range, when a result
             is waited for; ValueError where XLA ran the call in the calling thread. The message is
-            the library's. On CUDA a token without a slot is not written.
+            the library's. On CUDA a token without a slot is not written, and `status` says so.
     """
     operands = (
         array("keys", keys),
@@ -115,6 +123,7 @@ def append_kv(
         value_scale=value_scale,
         chosen_key_scale=chosen_key_scale,
         chosen_value_scale=chosen_value_scale,
+        status=status,
     )
     return tuple(_append(operands, optional))
 

@@ -11,7 +11,8 @@ from pagefill._c.outputs import NAMES
 from pagefill._c.structs import append_options
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, optional_view, view
+from pagefill.torch._views import mark_written, optional_view, view
+from pagefill.torch._where import CHOICE, context
 
 
 def _append(
@@ -49,7 +50,7 @@ def _append(
             view("context_lens", context_lens),
             view("page_table", page_table),
             options,
-            context(keys, num_threads, backend, cpu_target, None, None, status),
+            context(keys.get_device(), None, num_threads, backend, cpu_target, status=status),
         ),
         NAMES,
     )
@@ -62,8 +63,7 @@ _APPEND = define(
     "Tensor query_starts, Tensor context_lens, Tensor page_table, Tensor? kv_start=None, "
     "Tensor? key_scale=None, Tensor? value_scale=None, "
     "Tensor(c!)? chosen_key_scale=None, Tensor(d!)? chosen_value_scale=None, "
-    "int? num_threads=None, str? backend=None, str? cpu_target=None, "
-    "Tensor(e!)? status=None",
+    f"{CHOICE}, Tensor(e!)? status=None",
     "()",
     _append,
     _fake.append,

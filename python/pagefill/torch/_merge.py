@@ -10,12 +10,10 @@ from pagefill._c.library import check, lib
 from pagefill._c.outputs import NAMES
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
-from pagefill.torch._views import context, mark_written, new_view, optional_view, view
+from pagefill.torch._views import mark_written, new_view, optional_view, view
+from pagefill.torch._where import CHOICE, context
 
-_STATES = (
-    "Tensor output_a, Tensor lse_a, Tensor output_b, Tensor lse_b, "
-    "int? num_threads=None, str? backend=None, str? cpu_target=None"
-)
+_STATES = f"Tensor output_a, Tensor lse_a, Tensor output_b, Tensor lse_b, {CHOICE}"
 
 
 def _merge(
@@ -35,7 +33,7 @@ def _merge(
             view("lse_b", lse_b),
             out,
             out_lse,
-            context(output_a, *where),
+            context(output_a.get_device(), None, *where),
         ),
         NAMES,
     )

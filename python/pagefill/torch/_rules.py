@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pagefill._c.options import real
-from pagefill.torch._views import dtype_name, no_threads, none_on_the_cpu
+from pagefill.torch._views import dtype_name
+from pagefill.torch._where import refuse_cuda_settings, refuse_threads
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -74,10 +75,10 @@ def settings(
     status: Tensor | None = None,
 ) -> None:
     if device.type != "cuda":
-        none_on_the_cpu(max_chunk_size, max_context_len, status)
+        refuse_cuda_settings(max_chunk_size, max_context_len, status)
         return
     if num_threads is not None:
-        no_threads(num_threads)
+        refuse_threads(num_threads)
     at_least_none("max_chunk_size", "total_tokens", max_chunk_size)
     at_least_none("max_context_len", "max_pages * page_size", max_context_len)
     if status is not None:

@@ -1,17 +1,16 @@
-"""Tensors as pagefill_tensor, read in place; torch's number of threads, and its current stream."""
+"""Tensors as pagefill_tensor, read in place."""
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from pagefill._c import dtypes, options, structs
+from pagefill._c import dtypes, structs
 from pagefill._c.library import DTYPES
 
 _CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
@@ -98,84 +97,3 @@ def mark_written(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and not tensor.is_inference():
             increment_version(tensor)
-
-
-# As the library does on every call; five times faster than os.environ. PyDLL: not worth letting go
-# of the GIL for.
-_getenv = ctypes.PyDLL(None).getenv
-_getenv.restype = ctypes.c_void_p
-
-
-def cpu_context(
-    num_threads: int | None = None,
-    backend: str | None = None,
-    cpu_target: str | None = None,
-    max_chunk_size: int | None = None,
-    max_context_len: int | None = None,
-    status: Tensor | None = None,
-) -> bytes | None:
-    """Unless told otherwise, as many threads as torch's own operators use; PAGEFILL_NUM_THREADS,
-    where set, decides instead."""
-    if max_chunk_size is not None or max_context_len is not None or status is not None:
-        none_on_the_cpu(max_chunk_size, max_context_len, status)
-    if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
-        num_threads = torch.get_num_threads()
-        if num_threads > structs.MAX_THREADS:
-            num_threads = structs.MAX_THREADS
-        if backend is None and cpu_target is None:
-            return structs.context(num_threads)
-    return options.context(num_threads, backend, cpu_target)
-
-
-_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as Inductor's programs do
-
-
-def cuda_context(
-    device: int,
-    workspace: Tensor | None = None,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    cpu_target: str | None = None,
-    max_chunk_size: int | None = None,
-    max_context_len: int | None = None,
-    status: Tensor | None = None,
-) -> bytes:
-    """On torch's current stream of that device."""
-    if num_threads is not None:
-        no_threads(num_threads)
-    chosen = None if backend is cpu_target is None else options.context(None, backend, cpu_target)
-    return structs.on_cuda(
-        chosen,
-        _raw_stream(device),
-        max_chunk_size or 0,
-        max_context_len or 0,
-        None if status is None else view("status", status),
-        *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
-    )
-
-
-def context(tensor: Tensor, *where: Any) -> bytes | None:
-    """Where a call runs that needs no workspace: where the tensor is."""
-    if tensor.is_cuda:
-        return cuda_context(tensor.get_device(), None, *where)
-    return cpu_context(*where)
-
-
-def no_threads(num_threads: int) -> NoReturn:
-    raise ValueError(
-        f"num_threads: expected None with tensors on a CUDA device, got {num_threads}"
-    )
-
-
-def none_on_the_cpu(
-    max_chunk_size: int | None, max_context_len: int | None, status: Tensor | None
-) -> None:
-    """On the CPU lengths are read by the call, so that there is nothing to plan or to report."""
-    settings = {"max_chunk_size": max_chunk_size, "max_context_len": max_context_len}
-    if status is not None:
-        settings["status"] = "a tensor"  # type: ignore[assignment]
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(
-                f"{name}: expected None with tensors in memory of the CPU, got {value}"
-            )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagefill._c.library import lib
 from pagefill._c.structs import layout_of
-from pagefill.torch._views import cuda_context
+from pagefill.torch._where import context
 
 NUM_OPTIONS = 8
 """Of attention, numbers and tensors; what a call is given behind them says where it runs."""
@@ -36,13 +36,14 @@ def allocate(
     behind its metadata.
 
     The size depends on layouts, options and the device, never on what the tensors hold, so that it
-    is asked for once."""
+    is asked for once. Nor does it on the strides of `out`, or on the environment: where these are
+    wrong, the call refuses them itself."""
     # A layout says the device as well.
     key = (*map(layout_of, tensors), out_lse is None, *(map(_described, rest) if rest else ()))
     size = _sizes.get(key)
     if size is None:
         asked = c_size_t()
-        where = cuda_context(query.get_device(), None, *rest[NUM_OPTIONS:])
+        where = context(query.get_device(), None, *rest[NUM_OPTIONS:])
         if _size_of(*ragged(), options, out, out_lse, where, byref(asked)):
             return None
         if len(_sizes) >= _MOST_SIZES:

@@ -6,9 +6,9 @@
 namespace pagefill::cuda {
 
 // The soft cap. Where |x| < kSmallTanh, as of most scores, a polynomial, off by 4 * 2^-24, relative (5 where x is a
-// product); elsewhere 1 - 2 / (e^2|x| + 1) with the sign of x, off by 8 * 2^-24 at 0.6 and less beyond: 2^-22 of ex2.approx counts
-// (1 - tanh^2) / 2 times, 2^-23 of rcp.approx and 2^-24 of the sum 1 - tanh times each, 2^-24 of the exponent and of
-// its factor x * (1 - tanh^2) times each, and the last rounding is one of 2^-25.
+// product). Elsewhere 1 - 2 / (e^2|x| + 1) with the sign of x, off by 8 * 2^-24 at 0.6 and less beyond: 2^-22 of
+// ex2.approx counts (1 - tanh^2) / 2 times, 2^-23 of rcp.approx and 2^-24 of the sum 1 - tanh times each, 2^-24 of
+// the exponent and of its factor x * (1 - tanh^2) times each, and the last rounding is one of 2^-25.
 inline constexpr float kSmallExponent = 2 * CUDART_L2E_F * kSmallTanh;
 
 __device__ __forceinline__ float small_tanh(const SoftCap& c, float score) {

@@ -111,8 +111,7 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         Scores<C>& scores) {
   float rescale[kBlocks][2], reference[kBlocks][2];
   bool changes = false, is_large = false;
-  const float max_growth =
-      a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // weights of float16 have no room
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
     float max[2];

@@ -116,11 +116,9 @@ __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<
     weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], reference[r]); }, scores,
              sum);
   } else {
-    weigh<C>(
-        [&](float s, int r) {
-          return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[r]));
-        },
-        scores, sum);
+    weigh<C>([&](float s,
+                 int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[r])); },
+             scores, sum);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum[r]);

@@ -1,0 +1,87 @@
+"""Where a call runs: threads or stream, from what an operator takes behind all else."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from pagefill._c import options, structs
+from pagefill.torch._views import view
+
+# At the end of a schema and with defaults, so that an exported program still loads when something
+# is added.
+CHOICE = "int? num_threads=None, str? backend=None, str? cpu_target=None"
+MAXIMA = "SymInt? max_chunk_size=None, SymInt? max_context_len=None"  # of attention, and its status
+
+CPU = -1
+"""As Tensor.get_device says."""
+
+# As the library does on every call; five times faster than os.environ. PyDLL: not worth letting go
+# of the GIL for.
+_getenv = ctypes.PyDLL(None).getenv
+_getenv.restype = ctypes.c_void_p
+
+_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as Inductor's programs do
+
+
+def context(
+    device: int,
+    workspace: Tensor | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    max_chunk_size: int | None = None,
+    max_context_len: int | None = None,
+    status: Tensor | None = None,
+) -> bytes | None:
+    """On the device of that index, on torch's current stream of it; or, at -1, on the CPU: unless
+    told otherwise on as many threads as torch's own operators use. PAGEFILL_NUM_THREADS, where set,
+    decides instead."""
+    if device >= 0:
+        if num_threads is not None:
+            refuse_threads(num_threads)
+        chosen = (
+            None if backend is cpu_target is None else options.context(None, backend, cpu_target)
+        )
+        return structs.on_cuda(
+            chosen,
+            _raw_stream(device),
+            max_chunk_size or 0,
+            max_context_len or 0,
+            None if status is None else view("status", status),
+            *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
+        )
+    if max_chunk_size is not None or max_context_len is not None or status is not None:
+        refuse_cuda_settings(max_chunk_size, max_context_len, status)
+    if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
+        num_threads = torch.get_num_threads()
+        if num_threads > structs.MAX_THREADS:
+            num_threads = structs.MAX_THREADS
+        if backend is None and cpu_target is None:
+            return structs.context(num_threads)
+    return options.context(num_threads, backend, cpu_target)
+
+
+def refuse_threads(num_threads: int) -> NoReturn:
+    raise ValueError(
+        f"num_threads: expected None with tensors on a CUDA device, got {num_threads}"
+    )
+
+
+def refuse_cuda_settings(
+    max_chunk_size: int | None, max_context_len: int | None, status: Tensor | None
+) -> None:
+    """On the CPU lengths are read by the call, so that there is nothing to plan or to report."""
+    settings: dict[str, object] = {
+        "max_chunk_size": max_chunk_size,
+        "max_context_len": max_context_len,
+        "status": None if status is None else "a tensor",
+    }
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}: expected None with tensors in memory of the CPU, got {value}"
+            )
