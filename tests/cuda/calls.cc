@@ -64,29 +64,6 @@ TEST(CudaCalls, RefuseAPlanBelowZero) {
                "cuda.max_context_len: expected 0 (max_pages * page_size) or more, got -2");
 }
 
-TEST(CudaCalls, RefuseAChunkLongerThanAnInt32) {
-  PAGEFILL_NEEDS_GPU();
-  const Problem p = random_problem({.sequences = {{1, 40}}});
-  DeviceRun run(p, {{0, 0, 1}});
-  const Arguments& a = run.views();
-  TensorView query = a.query;
-  AttentionOutput output = a.output;
-  // Rows that nothing looks at. The output's would cover what lies behind it: nothing is given there.
-  query.shape[0] = output.output.shape[0] = int64_t{1} << 31;
-  query.strides[0] = 0;
-  output.lse = {};
-  run.context.cuda.status = {};
-  TensorView page_indices = a.page_table;
-  page_indices.rank = 1;
-  page_indices.shape = {a.page_table.shape[1]};
-  page_indices.strides = {a.page_table.strides[1]};
-  expect_error(
-      prefill_page_attention(query, a.key_cache, a.value_cache, a.context_lens, page_indices,
-                             a.options, output, run.context),
-      StatusCode::kUnsupported,
-      "query: expected a chunk of fewer than 2^31 rows on the cuda backend, got 2147483648");
-}
-
 TEST(CudaCalls, RefuseToBeCancelled) {
   PAGEFILL_NEEDS_GPU();
   const Problem p = small_problem();

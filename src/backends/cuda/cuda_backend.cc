@@ -84,14 +84,6 @@ Status check_counts(const Problem& p) {
                               "backend, got {} and {}",
                               p.num_q_heads, p.num_seqs));
   }
-  // Starts are int32; a single call's only sequence has all rows without any.
-  if (p.query.shape[0] > kMost && !p.query_starts.given()) {
-    return Status(
-        StatusCode::kUnsupported,
-        fmt::format("query: expected a chunk of fewer than 2^31 rows on the cuda backend, "
-                    "got {}",
-                    p.query.shape[0]));
-  }
   return {};
 }
 
