@@ -49,9 +49,9 @@ Status check_target(std::string_view wished, const ForwardKernel* found) {
 }
 
 // The first in the table that has all columns, or the widest.
-const ForwardKernel* find_kernel(const Problem& p, int compute_capability, Tile tile) {
+const ForwardKernel* find_kernel(const Problem& p, int compute_capability, std::string_view target,
+                                 Tile tile) {
   const Kind kind = kind_of(p);
-  const std::string_view target = wished_target();
   const ForwardKernel* widest = nullptr;
   for (const ForwardKernel& k : forward_kernels()) {
     if (k.query_dtype != kind.dtype || k.cache != kind.cache || k.tile != tile) continue;
@@ -181,10 +181,11 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   Plan plan;
   int compute_capability = 0;
   PAGEFILL_RETURN_IF_ERROR(find_compute_capability(p, compute_capability));
-  plan.kernel = find_kernel(p, compute_capability, Tile::kFewRows);
-  PAGEFILL_RETURN_IF_ERROR(check_target(wished_target(), plan.kernel));
+  const std::string_view target = wished_target();
+  plan.kernel = find_kernel(p, compute_capability, target, Tile::kFewRows);
+  PAGEFILL_RETURN_IF_ERROR(check_target(target, plan.kernel));
   if (settings.max_chunk_size > plan.kernel->tile_rows / p.group) {
-    plan.kernel = find_kernel(p, compute_capability, Tile::kManyRows);
+    plan.kernel = find_kernel(p, compute_capability, target, Tile::kManyRows);
   }
   plan.tile_rows = plan.kernel->tile_rows;
   plan.num_value_parts = static_cast<int>(ceil_div(p.v_head_dim, plan.kernel->value_cols));

@@ -33,16 +33,4 @@ __device__ __forceinline__ float value_of<__half>(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-template <typename T>
-inline constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-
-// The pair with zeros in place of infinities and NaN.
-template <typename T>
-__device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
-  constexpr uint32_t kLow = kExponent<T>, kHigh = kExponent<T> << 16;
-  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
-  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
-  return pair;
-}
-
 }  // namespace pagefill::cuda

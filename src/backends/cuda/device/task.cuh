@@ -3,6 +3,7 @@
 
 #include "backends/cuda/config.h"
 #include "backends/cuda/device/find.cuh"
+#include "backends/cuda/device/state.cuh"
 
 namespace pagefill::cuda {
 
@@ -108,6 +109,14 @@ __device__ __forceinline__ RowKeys keys_of_row(const Arguments& a, const Task& t
   const SequenceGeometry seq = task.plan->geometry();
   const int64_t position = seq.position(row_of(a, task, min(row, task.num_rows - 1)).token);
   return {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+}
+
+// A task of a sequence that is bad: its rows, and all of the group's of the tokens that they begin and end in.
+__device__ inline void write_nan(const Arguments& a, const Task& task, int64_t thread,
+                                 int64_t step) {
+  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
+  write_nan(a, task.plan->query_start + task.first_token, last - task.first_token + 1,
+            task.kv_head * a.group, a.group, thread, step);
 }
 
 // Where a row's partial state of the task's segment goes; -1 where it sees none of its keys.

@@ -218,7 +218,10 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
       }
     } else {
       if (kPiece == 0) take_weights(place, shared, packed[0]);
-      if (must_select && __syncthreads_or(finds_not_finite<C>(piece))) {
+      using T = typename C::Value;
+      constexpr int kBytes = kTileKv * C::kPiece * 2;
+      const int thread = threadIdx.x;
+      if (must_select && __syncthreads_or(finds_not_finite<T, kBytes, kThreads>(piece, thread))) {
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
           const KeyInterval rows[2] = {attended(m, 0), attended(m, 1)};
@@ -226,7 +229,7 @@ __device__ __forceinline__ void add_values(const Arguments& a, const Shared<C>& 
                                     first_key_of(tile), rows);
         }
         __syncthreads();
-        remove_not_finite<C>(piece);
+        remove_not_finite<T, kBytes, kThreads>(piece, thread);
         __syncthreads();
       }
       constexpr int kCols = C::kPieceCols;

@@ -189,10 +189,7 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
     if (!task.plan->is_bad) {
       run_task<C>(a, shared);
     } else if (task.value_part == 0) {
-      const int64_t first = task.first_row / a.group;
-      const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-      write_nan(a, task.plan->query_start + first, last - first + 1, task.kv_head * a.group,
-                a.group, threadIdx.x, kThreads);
+      write_nan(a, task, threadIdx.x, kThreads);
     }
     __syncthreads();
     if (threadIdx.x == 0) shared_task = next;

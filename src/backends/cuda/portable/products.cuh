@@ -5,6 +5,7 @@
 // l / 4 + 8 of the warp's 16, at columns 2 * (l % 4) and the next.
 #pragma once
 
+#include "backends/cuda/device/not_finite.cuh"
 #include "backends/cuda/portable/stage.cuh"
 
 namespace pagefill::cuda {
@@ -73,8 +74,7 @@ __device__ __forceinline__ void add_scores_mma(Scores<C>& scores, uint32_t queri
   }
 }
 
-// What infinities and NaN among the values add to the rows that see them: 0 * inf, in a row that does not
-// see the key, must not be. Rare, so one key after another.
+// What infinities and NaN among a piece's values add. Rare, so one key after another.
 template <class C, int kPiece>
 __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4],
                                                const uint32_t (&weights)[kTileKv / 16][4],
@@ -84,30 +84,14 @@ __device__ __forceinline__ void add_not_finite(float (&output)[C::kOutputCols][4
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int key = 0; key < kTileKv; ++key) {
-    uint32_t low = 0, high = 0;
-#pragma unroll
-    for (int half = 0; half < kTileKv / 8; ++half) {
-      // By masks: of an index the compiler would make an array in local memory.
-      const uint32_t mask = half == key / 8 ? ~0u : 0u;
-      low |= weights[half / 2][half % 2 * 2] & mask;
-      high |= weights[half / 2][half % 2 * 2 + 1] & mask;
-    }
-    const int owner = (lane & ~3) | (key % 8 / 2), shift = key % 2 * 16;
-    const float w0 = value_of<T>(__shfl_sync(~0u, low, owner) >> shift & 0xffffu);
-    const float w1 = value_of<T>(__shfl_sync(~0u, high, owner) >> shift & 0xffffu);
-    const bool sees0 = rows[0].contains(first_key + key), sees1 = rows[1].contains(first_key + key);
+    const float2 w = weights_of_key<T>(weights, key);
+    const bool takes0 = rows[0].contains(first_key + key);
+    const bool takes1 = rows[1].contains(first_key + key);
 #pragma unroll
     for (int col = 0; col < C::kPieceCols; ++col) {
       const uint32_t pair = *reinterpret_cast<const uint32_t*>(
           values + key * C::kPiece * 2 + swizzled(first_col + col, key) * 16 + lane % 4 * 4);
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const uint32_t bits = pair >> (16 * e) & 0xffffu;
-        if ((bits & kExponent<T>) != kExponent<T>) continue;
-        float(&o)[4] = output[kPiece * C::kPieceCols + col];
-        if (sees0) o[e] = __fmaf_rn(w0, value_of<T>(bits), o[e]);
-        if (sees1) o[2 + e] = __fmaf_rn(w1, value_of<T>(bits), o[2 + e]);
-      }
+      add_not_finite_pair<T>(pair, w, takes0, takes1, output[kPiece * C::kPieceCols + col]);
     }
   }
 }
@@ -141,31 +125,6 @@ __device__ __forceinline__ void add_values_mma(Outputs<C>& output, const PackedW
       ptx::mma<T>(output[m][col], weights[m][step], b[0], b[1]);
       ptx::mma<T>(output[m][col + 1], weights[m][step], b[2], b[3]);
     }
-  }
-}
-
-// Whether this thread's share of a piece holds an infinity or a NaN.
-template <class C>
-__device__ __forceinline__ bool finds_not_finite(const char* values) {
-  using T = typename C::Value;
-  bool found = false;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 8; i += kThreads) {
-    const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
-    for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
-      found |= pair != finite_pair<T>(pair);
-  }
-  return found;
-}
-
-// Zeros in their places.
-template <class C>
-__device__ __forceinline__ void remove_not_finite(char* values) {
-  using T = typename C::Value;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < kTileKv * C::kPiece / 2; i += kThreads) {
-    uint32_t& pair = reinterpret_cast<uint32_t*>(values)[i];
-    pair = finite_pair<T>(pair);
   }
 }
 

@@ -18,8 +18,4 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, ui
       : "memory");
 }
 
-__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 }  // namespace pagefill::cuda::ptx

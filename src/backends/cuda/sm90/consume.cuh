@@ -96,15 +96,16 @@ struct Consumer {
   __device__ __forceinline__ void clean_values(const Task& task, int tile,
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
+    using T = typename C::Element;
     if (all_attended.contains(tile)) return;
     wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     char* const tile_values = shared.values[values.at];
-    const bool found = finds_not_finite<C>(tile_values, thread);
+    const bool found = finds_not_finite<T, C::kTileBytes, C::kConsumerThreads>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
     add_not_finite<C>(weights, tile_values, keys_of_tile<C>(tile).begin,
                       BothRows(a, task, first_row).keys, output);
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
-    remove_not_finite<C>(tile_values, thread);
+    remove_not_finite<T, C::kTileBytes, C::kConsumerThreads>(tile_values, thread);
     ptx::fence_proxy();
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
   }
@@ -223,10 +224,7 @@ __device__ __forceinline__ void consume(const Arguments& a, int box_rows, Shared
     if (!uniform(task.plan->is_bad)) {
       consumer.run_task(task);
     } else {
-      const int64_t first = task.first_row / a.group;
-      const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-      write_nan(a, task.plan->query_start + first, last - first + 1, task.kv_head * a.group,
-                a.group, consumer.thread, C::kConsumerThreads);
+      write_nan(a, task, consumer.thread, C::kConsumerThreads);
     }
     arrive_as_warp(shared.barriers.task_free[slot.at]);
   }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "backends/cuda/device/chunks.cuh"
-#include "backends/cuda/device/pairs.cuh"
+#include "backends/cuda/device/not_finite.cuh"
 #include "backends/cuda/ptx/wgmma.h"
 #include "backends/cuda/sm90/softmax.cuh"
 
@@ -60,32 +60,7 @@ __device__ __forceinline__ void pack_weights(const Scores<C>& scores, PackedWeig
   }
 }
 
-// ---- Values that a row does not take must not reach it: 0 * inf is NaN. Where a tile has keys that not every
-// row takes, infinities and NaN are multiplied one by one, and are zeros for the tensor cores.
-
-// Whether this thread's share of a tile's values holds one.
-template <class C>
-__device__ __forceinline__ bool finds_not_finite(const char* values, int thread) {
-  bool found = false;
-#pragma unroll 4
-  for (int i = thread; i < C::kTileBytes / 16; i += C::kConsumerThreads) {
-    const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
-    for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
-      found |= pair != finite_pair<typename C::Element>(pair);
-  }
-  return found;
-}
-
-template <class C>
-__device__ __forceinline__ void remove_not_finite(char* values, int thread) {
-#pragma unroll 1
-  for (int i = thread; i < C::kTileBytes / 4; i += C::kConsumerThreads) {
-    uint32_t& pair = reinterpret_cast<uint32_t*>(values)[i];
-    pair = finite_pair<typename C::Element>(pair);
-  }
-}
-
-// What they add to the rows that take their keys. Rare, so one key after another.
+// What infinities and NaN among a tile's values add. Rare, so one key after another.
 template <class C>
 __device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, const char* values,
                                                uint32_t first_key, const RowKeys (&rows)[2],
@@ -94,17 +69,7 @@ __device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, 
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int key = 0; key < C::kTileKv; ++key) {
-    uint32_t low = 0, high = 0;
-#pragma unroll
-    for (int half = 0; half < C::kTileKv / 8; ++half) {
-      // By masks: of an index the compiler would make an array in local memory.
-      const uint32_t mask = half == key / 8 ? ~0u : 0u;
-      low |= weights[half / 2][half % 2 * 2] & mask;
-      high |= weights[half / 2][half % 2 * 2 + 1] & mask;
-    }
-    const int owner = (lane & ~3) | (key % 8 / 2), shift = key % 2 * 16;
-    const float w0 = value_of<T>(__shfl_sync(~0u, low, owner) >> shift & 0xffffu);
-    const float w1 = value_of<T>(__shfl_sync(~0u, high, owner) >> shift & 0xffffu);
+    const float2 w = weights_of_key<T>(weights, key);
     const bool takes0 = rows[0].attended.contains(first_key + key);
     const bool takes1 = rows[1].attended.contains(first_key + key);
 #pragma unroll
@@ -112,14 +77,7 @@ __device__ __forceinline__ void add_not_finite(const PackedWeights<C>& weights, 
       const uint32_t pair =
           *reinterpret_cast<const uint32_t*>(values + col / 8 * C::kPartBytes + key * 128 +
                                              swizzled(col % 8, key) * 16 + lane % 4 * 4);
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const uint32_t bits = pair >> (16 * e) & 0xffffu;
-        if ((bits & kExponent<T>) != kExponent<T>) continue;
-        float(&o)[4] = output[col];
-        if (takes0) o[e] = __fmaf_rn(w0, value_of<T>(bits), o[e]);
-        if (takes1) o[2 + e] = __fmaf_rn(w1, value_of<T>(bits), o[2 + e]);
-      }
+      add_not_finite_pair<T>(pair, w, takes0, takes1, output[col]);
     }
   }
 }
