@@ -3,6 +3,7 @@
 #include "backends/cuda/device/find.cuh"
 #include "backends/cuda/device/state.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/ptx/grid.h"
 
 namespace pagefill::cuda {
 namespace {
@@ -35,6 +36,8 @@ __device__ RowState merge_columns(const Arguments& a, int64_t first, int64_t end
 }
 
 __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant__ Arguments a) {
+  ptx::begin_kernel_behind();
+  ptx::wait_for_kernel_before();
   const int64_t num_rows = a.workspace.header->num_split_rows;
   const int lane = threadIdx.x % 32;
   const int64_t step = int64_t{gridDim.x} * (kCombineThreads / 32);
@@ -77,11 +80,10 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
 
 }  // namespace
 
-cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream) {
+cudaError_t launch_combine(const Arguments& a, const Stream& stream) {
   void* arguments[] = {const_cast<Arguments*>(&a)};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&combine),
-                          dim3(static_cast<unsigned>(num_blocks)), dim3(kCombineThreads), arguments,
-                          0, stream);
+  return launch(reinterpret_cast<const void*>(&combine), a.num_blocks, kCombineThreads, 0,
+                arguments, stream);
 }
 
 }  // namespace pagefill::cuda

@@ -64,7 +64,7 @@ struct Consumer {
   }
 
   // Behind it the scores are on their way.
-  __device__ __forceinline__ KeyNotes begin_scores(Scores<C>& scores) {
+  __device__ __forceinline__ KeyNotes<C> begin_scores(Scores<C>& scores) {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
                           shared.keys[keys.at], scores);
@@ -81,12 +81,13 @@ struct Consumer {
     keys.advance();
   }
 
-  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
+  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes<C>& notes,
                                                 Scores<C>& scores) const {
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
-    const bool has_bad =
-        (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
-    if (uniform(has_bad) || !all_visible.contains(tile)) {
+    uint32_t bad = 0;
+#pragma unroll
+    for (int i = 0; i < C::kTileKv / 32; ++i) bad |= notes.is_bad[i];
+    if (uniform(bad != 0) || !all_visible.contains(tile)) {
       mask_scores<C>(a, notes, keys_of_tile<C>(tile).begin, BothRows(a, task, first_row).keys,
                      scores);
     }
@@ -97,7 +98,6 @@ struct Consumer {
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
     using T = typename C::Element;
-    if (all_attended.contains(tile)) return;
     wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<T, C::kTileBytes, C::kConsumerThreads>(tile_values, thread);
@@ -137,7 +137,7 @@ struct Consumer {
     ptx::fence_proxy();
 
     turns.wait();
-    KeyNotes notes = begin_scores(scores);
+    KeyNotes<C> notes = begin_scores(scores);
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
@@ -148,34 +148,43 @@ struct Consumer {
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
-    bool is_first_segment = true;
+    Rows2 ended;  // a segment's, until it is merged
+    bool has_ended = false, is_first_segment = true;
+    const auto merge_ended = [&] {
+      end_segment(ended, is_first_segment, output);
+      keep_totals(totals, output);
+      clear_outputs(output);
+      has_ended = is_first_segment = false;
+    };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      clean_values(task, tile, weights, output);
+      if (!all_attended.contains(tile)) {
+        if (has_ended) merge_ended();
+        clean_values(task, tile, weights, output);
+      }
       turns.wait();
       notes = begin_scores(scores);
+      if (has_ended) merge_ended();  // while the tensor cores have the scores to do
       begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
       end_scores(tile + 2 == tiles.end);
       finish_scores(task, tile + 1, notes, scores);
-      const bool ends_segment = (tile + 1) % C::kSegmentTiles == 0;
-      const Rows2 ended = states;
-      if (ends_segment) states = Rows2();
+      if ((tile + 1) % C::kSegmentTiles == 0) {
+        ended = states;
+        has_ended = true;
+        states = Rows2();
+      }
       const bool changes = softmax<C>(a, states, scores, rescale);
       end_values(output);
-      if (ends_segment) {
-        end_segment(ended, is_first_segment, output);
-        keep_totals(totals, output);
-        clear_outputs(output);
-        is_first_segment = false;
-      } else if (changes) {
-        rescale_outputs<C>(rescale, output);
-      }
+      if (changes && !has_ended) rescale_outputs<C>(rescale, output);
       pack_weights<C>(scores, weights);
     }
-    clean_values(task, tiles.end - 1, weights, output);
+    if (has_ended) merge_ended();
+    if (!all_attended.contains(tiles.end - 1)) {
+      clean_values(task, tiles.end - 1, weights, output);
+    }
     turns.wait();
     begin_values(weights, output);
     turns.give();

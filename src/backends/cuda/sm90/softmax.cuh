@@ -28,7 +28,7 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, Scores<C>& scor
 // -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
 // is not visible. By select: what is not there may hold anything.
 template <class C>
-__device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& notes,
+__device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes<C>& notes,
                                             uint32_t tile_begin, const RowKeys (&rows)[2],
                                             Scores<C>& scores) {
   const int pair = threadIdx.x % 4 * 2;
@@ -36,11 +36,11 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int in_quarter = col * 8 % C::kQuarterKeys + pair + e % 2;
+      const int bit = col * 8 % 32 + pair + e % 2;
       const uint32_t key = tile_begin + col * 8 + pair + e % 2;
       float& s = scores[col][e];
       if (!rows[e / 2].visible.contains(key)) s = __fadd_rn(s, a.mask_value);
-      if (notes.is_bad[col * 8 / C::kQuarterKeys] >> in_quarter & 1) s = kNaN;
+      if (notes.is_bad[col * 8 / 32] >> bit & 1) s = kNaN;
       if (!rows[e / 2].attended.contains(key)) s = -kInfinity;
     }
   }
