@@ -29,7 +29,7 @@ __device__ __forceinline__ bool has_completed(uint32_t barrier, uint32_t parity)
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, 10000000;\n"
       "selp.b32 %0, 1, 0, p;\n"
       "}"
       : "=r"(done)

@@ -31,7 +31,8 @@ struct Config {
   static constexpr int kSegmentTiles = kSegmentKv / kTileKv;
   static constexpr int kScoreCols = kTileKv / 8;  // columns of 8, 4 numbers of which a thread has
   static constexpr int kOutputCols = kHeadDim / 8;
-  static constexpr int kHalfKeys = kTileKv / 2;  // a producer warp brings half of a tile's keys, or of its values
+  // What a producer warp brings of a tile: by boxes half of its keys or of its values, else a quarter of both.
+  static constexpr int kHalfKeys = kTileKv / 2, kQuarterKeys = kTileKv / 4;
 
   static constexpr int kPartBytes = kTileKv * 128;
   static constexpr int kTileBytes = kParts * kPartBytes;

@@ -64,7 +64,7 @@ struct Consumer {
   }
 
   // Behind it the scores are on their way.
-  __device__ __forceinline__ KeyNotes<C> begin_scores(Scores<C>& scores) {
+  __device__ __forceinline__ KeyNotes begin_scores(Scores<C>& scores) {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
                           shared.keys[keys.at], scores);
@@ -81,13 +81,12 @@ struct Consumer {
     keys.advance();
   }
 
-  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes<C>& notes,
+  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 Scores<C>& scores) const {
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
-    uint32_t bad = 0;
-#pragma unroll
-    for (int i = 0; i < C::kTileKv / 32; ++i) bad |= notes.is_bad[i];
-    if (uniform(bad != 0) || !all_visible.contains(tile)) {
+    const bool has_bad =
+        (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
+    if (uniform(has_bad) || !all_visible.contains(tile)) {
       mask_scores<C>(a, notes, keys_of_tile<C>(tile).begin, BothRows(a, task, first_row).keys,
                      scores);
     }
@@ -137,7 +136,7 @@ struct Consumer {
     ptx::fence_proxy();
 
     turns.wait();
-    KeyNotes<C> notes = begin_scores(scores);
+    KeyNotes notes = begin_scores(scores);
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
@@ -158,13 +157,13 @@ struct Consumer {
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      if (!all_attended.contains(tile)) {
-        if (has_ended) merge_ended();
-        clean_values(task, tile, weights, output);
-      }
+      const bool is_edge = !all_attended.contains(tile);
+      if (has_ended && (is_edge || !C::kTotalsAreShared)) merge_ended();
+      if (is_edge) clean_values(task, tile, weights, output);
       turns.wait();
       notes = begin_scores(scores);
-      if (has_ended) merge_ended();  // while the tensor cores have the scores to do
+      // While the tensor cores have the scores to do; totals that are far away would keep the turn too long.
+      if (C::kTotalsAreShared && has_ended) merge_ended();
       begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();

@@ -8,31 +8,25 @@
 
 namespace pagefill::cuda::sm90 {
 
-// What a producer warp brings of every tile: half of its keys, or half of its values.
+// The stages of keys or of values, as a producer warp sees them.
 template <class C>
-struct Share {
-  bool is_keys;
-  int half;
+struct Ring {
   char* tiles;  // of the first stage, as the barriers; the others follow
   uint32_t full, free;
-  KeyNotes<C>* notes;
-  Cursor<C::kStages> stage{};
 
-  __device__ Share(SharedMemory<C>& shared, int warp)
-      : is_keys(warp < kTileWarps),
-        half(warp % kTileWarps),
-        tiles(is_keys ? shared.keys[0] : shared.values[0]),
+  __device__ Ring(SharedMemory<C>& shared, bool is_keys)
+      : tiles(is_keys ? shared.keys[0] : shared.values[0]),
         full(ptx::shared_address(is_keys ? shared.barriers.keys_full : shared.barriers.values_full)),
-        free(ptx::shared_address(is_keys ? shared.barriers.keys_free : shared.barriers.values_free)),
-        notes(shared.notes) {}
+        free(ptx::shared_address(is_keys ? shared.barriers.keys_free : shared.barriers.values_free)) {}
 
-  __device__ __forceinline__ char* tile() const { return tiles + stage.at * C::kTileBytes; }
-  __device__ __forceinline__ uint32_t full_barrier() const { return full + stage.at * 8; }
-  __device__ __forceinline__ void wait_until_free() const {
-    ptx::wait(free + stage.at * 8, stage.parity ^ 1);
+  __device__ __forceinline__ char* tile(const Cursor<C::kStages>& stage) const {
+    return tiles + stage.at * C::kTileBytes;
   }
-  __device__ __forceinline__ uint32_t first_key(int tile) const {
-    return keys_of_tile<C>(tile).begin + half * C::kHalfKeys;
+  __device__ __forceinline__ uint32_t full_barrier(const Cursor<C::kStages>& stage) const {
+    return full + stage.at * 8;
+  }
+  __device__ __forceinline__ void wait_until_free(const Cursor<C::kStages>& stage) const {
+    ptx::wait(free + stage.at * 8, stage.parity ^ 1);
   }
 };
 
@@ -94,20 +88,22 @@ __device__ __forceinline__ void announce(uint32_t barrier) {
   arrive_as_warp(barrier);
 }
 
-// 32 keys, a lane each, to rows `first_row` and following of a tile. What is not there is zeros.
+// A quarter of a tile, a lane a key. What is not there is zeros.
 template <class C>
-__device__ __forceinline__ void gather(const CacheView& cache, int kv_head, char* tile,
-                                       int first_row, const Place& place) {
+__device__ __forceinline__ void gather_quarter(const CacheView& cache, int kv_head, char* tile,
+                                               const Place& place) {
   constexpr int kChunks = C::kHeadDim / 8,
                 kAtOnce = 32 / kChunks;  // rows that the warp copies at once
-  constexpr int kSteps = 32 / kAtOnce, kBatch = 8;
+  constexpr int kSteps = C::kQuarterKeys / kAtOnce, kBatch = 8;
   const int lane = threadIdx.x % 32, chunk = lane % kChunks, lane_row = lane / kChunks;
   const int64_t offset = 2 * (kv_head * cache.head_stride + place.page * cache.page_stride +
                               place.slot * cache.slot_stride);
   const char* const chunks = static_cast<const char*>(cache.data) + chunk * 16;
-  if (place.is_there == ~0u && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
-    const uint32_t to =
-        ptx::shared_address(tile + place_of(first_row + lane_row, chunk, C::kPartBytes));
+  char* const first =
+      tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + lane_row, chunk, C::kPartBytes);
+  constexpr uint32_t kAll = static_cast<uint32_t>((1ull << C::kQuarterKeys) - 1);
+  if (place.is_there == kAll && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
+    const uint32_t to = ptx::shared_address(first);
 #pragma unroll
     for (int batch = 0; batch < kSteps; batch += kBatch) {
       const char* from[kBatch];  // all at once: neither a shuffle nor a copy is then waited for
@@ -126,60 +122,61 @@ __device__ __forceinline__ void gather(const CacheView& cache, int kv_head, char
   }
 #pragma unroll 1
   for (int i = 0; i < kSteps; ++i) {
-    const int key = i * kAtOnce + lane_row;
+    const int row = i * kAtOnce, key = row + lane_row;
     const int64_t at = __shfl_sync(~0u, offset, key);
     const bool is_there = chunk * 8 < cache.dim && (place.is_there >> key & 1) != 0;
-    copy_chunk(tile + place_of(first_row + key, chunk, C::kPartBytes),
+    copy_chunk(tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + key, chunk, C::kPartBytes),
                is_there ? chunks + at : static_cast<const char*>(cache.data), cache.vector_bytes,
                is_there);
   }
 }
 
-// A share of a task's tiles, of any page size and any strides.
+// A task's tiles, of any page size and any strides: each warp a quarter of both keys and values, in the order in
+// which they are used, keys of a tile before the values of the one before it.
 template <class C>
-__device__ __forceinline__ void load_rows(const Arguments& a, const Task& task, Tiles tiles,
-                                          Share<C>& share) {
-  constexpr int kSets = C::kHalfKeys / 32;
-  const int lane = threadIdx.x % 32;
-  const CacheView& cache = share.is_keys ? a.keys : a.values;
-  int32_t entries[kSets];
-  const auto read_entries = [&](int tile) {
-#pragma unroll
-    for (int i = 0; i < kSets; ++i) {
-      entries[i] = read_entry<1>(a, task, share.first_key(tile) + i * 32 + lane);
-    }
+__device__ __forceinline__ void load_rows(const Arguments& a, SharedMemory<C>& shared,
+                                          const Task& task, Tiles tiles,
+                                          Cursor<C::kStages>& stage) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const auto key_of_lane = [&](int tile) {
+    // Lanes without a key look at the quarter's first one.
+    return keys_of_tile<C>(tile).begin + warp * C::kQuarterKeys + lane % C::kQuarterKeys;
   };
-  read_entries(tiles.begin);
+  Cursor<C::kStages> key_stage = stage, value_stage = stage;
+  int tile = tiles.begin;
+  int32_t entry = read_entry<1>(a, task, key_of_lane(tile));
+  Place place{}, before{};
+  const int last = 2 * (tiles.end - tiles.begin) - 1;
 #pragma unroll 1
-  for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-    Place places[kSets];
-#pragma unroll
-    for (int i = 0; i < kSets; ++i) {
-      places[i] = find_place<1>(a, task, share.first_key(tile) + i * 32 + lane, entries[i]);
+  for (int i = 0; i <= last; ++i) {
+    const bool is_keys = i == 0 || (i % 2 == 1 && i < last);
+    if (is_keys || i == last) before = place;
+    if (is_keys) {
+      place = find_place<1>(a, task, key_of_lane(tile), entry);
+      entry = read_entry<1>(a, task, key_of_lane(++tile));
     }
-    read_entries(tile + 1);
-    share.wait_until_free();
-#pragma unroll
-    for (int i = 0; i < kSets; ++i) {
-      if (share.is_keys && lane == 0) {
-        share.notes[share.stage.at].is_bad[share.half * kSets + i] = places[i].is_bad;
-      }
-      gather<C>(cache, task.kv_head, share.tile(), share.half * C::kHalfKeys + i * 32, places[i]);
-    }
-    announce(share.full_barrier());
-    share.stage.advance();
+    // One code for both: it is long, and the consumers need the instruction cache.
+    const Ring<C> ring(shared, is_keys);
+    const Cursor<C::kStages> at = is_keys ? key_stage : value_stage;
+    ring.wait_until_free(at);
+    if (is_keys && lane == 0) shared.notes[at.at].is_bad[warp] = place.is_bad;
+    gather_quarter<C>(is_keys ? a.keys : a.values, task.kv_head, ring.tile(at),
+                      is_keys ? place : before);
+    announce(ring.full_barrier(at));
+    if (is_keys) key_stage.advance();
+    if (!is_keys) value_stage.advance();
   }
+  stage = key_stage;
 }
 
 // The boxes of a half tile, from lane `first` of `place` on. Straight code with their number known: a loop at run
 // time is half as fast (the issue of a box takes 7 to 9 cycles). What is not there stays what it was.
 template <class C, int kBoxRows>
-__device__ __forceinline__ void copy_boxes(const CUtensorMap& map, int kv_head, int first,
-                                           const Place& place, const Share<C>& share) {
+__device__ __forceinline__ void copy_boxes(const CUtensorMap& map, int kv_head, uint32_t to,
+                                           uint32_t barrier, int first, const Place& place) {
   constexpr int kBoxes = C::kHalfKeys / kBoxRows;
-  constexpr uint32_t kAll = (1u << kBoxes) - 1;
   constexpr uint32_t kBytes = kBoxRows * 128 * C::kParts;
-  const uint32_t is_there = place.is_there >> first & kAll, is_bad = place.is_bad >> first & kAll;
+  const uint32_t is_there = place.is_there >> first & ((1u << kBoxes) - 1);
   int32_t page[kBoxes], slot[kBoxes];
 #pragma unroll
   for (int i = 0; i < kBoxes; ++i) {
@@ -187,18 +184,7 @@ __device__ __forceinline__ void copy_boxes(const CUtensorMap& map, int kv_head, 
     slot[i] = __shfl_sync(~0u, place.slot, first + i);
   }
   if (!ptx::elect()) return;
-  if (share.is_keys) {
-#pragma unroll
-    for (int word = 0; word < C::kHalfKeys / 32; ++word) {
-      uint32_t bad_keys = 0;
-      for (int bit = 0; is_bad != 0 && bit < 32; ++bit) {
-        bad_keys |= (is_bad >> (word * 32 + bit) / kBoxRows & 1) << bit;
-      }
-      share.notes[share.stage.at].is_bad[share.half * (C::kHalfKeys / 32) + word] = bad_keys;
-    }
-  }
-  const uint32_t barrier = share.full_barrier();
-  const uint32_t to = ptx::shared_address(share.tile()) + share.half * C::kHalfKeys * 128;
+  ptx::arrive(barrier);  // for the warp that brings nothing of this
   ptx::arrive_expecting(barrier, __popc(is_there) * kBytes);
 #pragma unroll
   for (int i = 0; i < kBoxes; ++i) {
@@ -211,15 +197,31 @@ __device__ __forceinline__ void copy_boxes(const CUtensorMap& map, int kv_head, 
   }
 }
 
-// A share of a task's tiles in boxes of kBoxRows keys of one page. A lane looks up a box, so that a warp knows
-// several tiles at once.
+// A bit a key of a half tile, of boxes of which each has a bit.
+template <int kBoxRows>
+__device__ __forceinline__ uint64_t keys_of_boxes(uint32_t boxes) {
+  uint64_t keys = 0;
+#pragma unroll 1
+  for (; boxes != 0; boxes &= boxes - 1) {
+    keys |= (~uint64_t{0} >> (64 - kBoxRows)) << (__ffs(boxes) - 1) * kBoxRows;
+  }
+  return keys;
+}
+
+// A task's tiles in boxes of kBoxRows keys of one page: two warps bring keys, two values, half of each tile. A lane
+// looks up a box, so that a warp knows several tiles at once.
 template <class C, int kBoxRows>
-__device__ __forceinline__ void load_boxes(const Arguments& a, const CUtensorMap& map,
-                                           const Task& task, Tiles tiles, Share<C>& share) {
+__device__ __forceinline__ void load_boxes(const Arguments& a, const TensorMaps& maps,
+                                           SharedMemory<C>& shared, const Task& task, Tiles tiles,
+                                           Cursor<C::kStages>& stage) {
   constexpr int kBoxes = C::kHalfKeys / kBoxRows, kTiles = 32 / kBoxes;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), half = warp % 2;
+  const bool is_keys = warp < 2;
+  const CUtensorMap& map = is_keys ? maps.keys : maps.values;
+  const Ring<C> ring(shared, is_keys);
   const auto key_of_lane = [&](int first_tile) {
-    return share.first_key(first_tile + lane / kBoxes) + lane % kBoxes * kBoxRows;
+    return keys_of_tile<C>(first_tile + lane / kBoxes).begin + half * C::kHalfKeys +
+           lane % kBoxes * kBoxRows;
   };
   const int kv_head = task.kv_head;
   int32_t entry = read_entry<kBoxRows>(a, task, key_of_lane(tiles.begin));
@@ -230,41 +232,48 @@ __device__ __forceinline__ void load_boxes(const Arguments& a, const CUtensorMap
     const int count = min(kTiles, tiles.end - first);
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-      share.wait_until_free();
-      copy_boxes<C, kBoxRows>(map, kv_head, i * kBoxes, place, share);
+      ring.wait_until_free(stage);
+      if (is_keys && lane < 2) {
+        const uint32_t boxes = place.is_bad >> i * kBoxes & ((1u << kBoxes) - 1);
+        shared.notes[stage.at].is_bad[half * 2 + lane] =
+            static_cast<uint32_t>(keys_of_boxes<kBoxRows>(boxes) >> lane * C::kQuarterKeys);
+      }
       __syncwarp();
-      share.stage.advance();
+      copy_boxes<C, kBoxRows>(map, kv_head,
+                              ptx::shared_address(ring.tile(stage)) + half * C::kHalfKeys * 128,
+                              ring.full_barrier(stage), i * kBoxes, place);
+      __syncwarp();
+      stage.advance();
     }
   }
 }
 
+// All producer warps call it; keys and values have the same stage before and behind it.
 template <class C>
 __device__ __forceinline__ void load_tiles(const Arguments& a, const TensorMaps& maps,
-                                           const Task& task, Tiles tiles, Share<C>& share) {
-  const CUtensorMap& map = share.is_keys ? maps.keys : maps.values;
+                                           SharedMemory<C>& shared, const Task& task, Tiles tiles,
+                                           Cursor<C::kStages>& stage) {
   switch (comes_as_boxes(maps.box_rows, task) ? maps.box_rows : 0) {
     case 0:
-      return load_rows<C>(a, task, tiles, share);
+      return load_rows<C>(a, shared, task, tiles, stage);
     case 4:
-      return load_boxes<C, 4>(a, map, task, tiles, share);
+      return load_boxes<C, 4>(a, maps, shared, task, tiles, stage);
     case 8:
-      return load_boxes<C, 8>(a, map, task, tiles, share);
+      return load_boxes<C, 8>(a, maps, shared, task, tiles, stage);
     case 16:
-      return load_boxes<C, 16>(a, map, task, tiles, share);
+      return load_boxes<C, 16>(a, maps, shared, task, tiles, stage);
     case 32:
-      return load_boxes<C, 32>(a, map, task, tiles, share);
+      return load_boxes<C, 32>(a, maps, shared, task, tiles, stage);
     default:
-      if constexpr (C::kHalfKeys == 64) load_boxes<C, 64>(a, map, task, tiles, share);
+      if constexpr (C::kHalfKeys == 64) load_boxes<C, 64>(a, maps, shared, task, tiles, stage);
   }
 }
 
-// The queries of a row tile, zeros behind its rows and behind head_dim. By `kThreads` threads, of which this is
-// `thread`.
-template <class C, int kThreads>
-__device__ __forceinline__ void copy_queries(const Arguments& a, const Task& task, int thread,
-                                             char* queries) {
-  constexpr int kChunks = C::kHeadDim / 8;
-  const int chunk = thread % kChunks;
+// The queries of a row tile, zeros behind its rows and behind head_dim. By the last two producer warps.
+template <class C>
+__device__ __forceinline__ void copy_queries(const Arguments& a, const Task& task, char* queries) {
+  constexpr int kChunks = C::kHeadDim / 8, kThreads = kProducerWarps / 2 * 32;
+  const int thread = static_cast<int>(threadIdx.x) - kThreads, chunk = thread % kChunks;
   const auto* const data = static_cast<const char*>(a.query.data);
 #pragma unroll 2
   for (int row = thread / kChunks; row < C::kTileRows; row += kThreads / kChunks) {

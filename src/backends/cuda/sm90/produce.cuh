@@ -46,8 +46,9 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
   const int warp = uniform(threadIdx.x / 32);
   const bool fetches = warp == 0;
   Fetcher<C> fetcher{a, shared, a.workspace.header->num_tasks, blockIdx.x};
-  Share<C> share(shared, warp);
+  const bool brings_queries = warp >= kProducerWarps / 2;  // not the fetching one; values are needed later
   Cursor<C::kQueryBuffers> queries;
+  Cursor<C::kStages> stage;
   if (fetches) fetcher.fetch();
 #pragma unroll 1
   for (Cursor<kTaskSlots> slot;; slot.advance()) {
@@ -60,14 +61,13 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
     if (task.plan == nullptr) return;
     const Tiles tiles = task.plan->is_bad ? Tiles{} : tiles_of<C>(task);
     if (tiles.begin < tiles.end) {
-      if (!share.is_keys) {  // keys may be there before them, values are not asked for before
+      if (brings_queries) {
         wait(barriers.queries_free[queries.at], queries.parity ^ 1);
-        copy_queries<C, kTileWarps * 32>(a, task, share.half * 32 + threadIdx.x % 32,
-                                         shared.queries[queries.at]);
+        copy_queries<C>(a, task, shared.queries[queries.at]);
         announce(ptx::shared_address(&barriers.queries_full[queries.at]));
         queries.advance();
       }
-      load_tiles<C>(a, maps, task, tiles, share);
+      load_tiles<C>(a, maps, shared, task, tiles, stage);
     }
     if (!fetches) arrive_as_warp(barriers.task_free[slot.at]);
   }

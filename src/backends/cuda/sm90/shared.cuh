@@ -8,14 +8,12 @@
 
 namespace pagefill::cuda::sm90 {
 
-// Two producer warps bring keys, two values and queries: half of each tile, each.
-inline constexpr int kProducerWarps = 4, kTileWarps = 2;
+inline constexpr int kProducerWarps = 4;
 inline constexpr int kTaskSlots = 3;  // one is fetched while one is loaded and one computed
 
-// Of the keys of one stage: a bit a key whose table entry is no page.
-template <class C>
+// Of the keys of one stage: a bit a key whose table entry is no page, a word a quarter of the tile.
 struct KeyNotes {
-  uint32_t is_bad[C::kTileKv / 32];
+  uint32_t is_bad[4];
 };
 
 template <class C>
@@ -33,7 +31,7 @@ struct SharedMemory {
   char keys[C::kStages][C::kTileBytes];
   char values[C::kStages][C::kTileBytes];
   alignas(16) char totals[C::kTotalsAreShared ? C::kTotalBytes : 16];
-  KeyNotes<C> notes[C::kStages];
+  KeyNotes notes[C::kStages];
   Barriers<C> barriers;
   Task tasks[kTaskSlots];  // without a plan: there are no more
 };
@@ -45,13 +43,13 @@ __device__ __forceinline__ void init_barriers(Barriers<C>& b) {
     ptx::init_barrier(ptx::shared_address(&barrier), arrivals);
   };
   for (int i = 0; i < C::kStages; ++i) {
-    init(b.keys_full[i], kTileWarps);
-    init(b.values_full[i], kTileWarps);
+    init(b.keys_full[i], kProducerWarps);
+    init(b.values_full[i], kProducerWarps);
     init(b.keys_free[i], kConsumerWarps);
     init(b.values_free[i], kConsumerWarps);
   }
   for (int i = 0; i < C::kQueryBuffers; ++i) {
-    init(b.queries_full[i], kTileWarps);
+    init(b.queries_full[i], kProducerWarps / 2);
     init(b.queries_free[i], kConsumerWarps);
   }
   for (int i = 0; i < kTaskSlots; ++i) {

@@ -1,6 +1,8 @@
 // From scores to weights, a KV tile at a time; in the fragments of products.cuh.
 #pragma once
 
+#include <limits>
+
 #include "backends/cuda/device/softmax.cuh"
 #include "backends/cuda/sm90/shared.cuh"
 
@@ -28,7 +30,7 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, Scores<C>& scor
 // -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
 // is not visible. By select: what is not there may hold anything.
 template <class C>
-__device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes<C>& notes,
+__device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& notes,
                                             uint32_t tile_begin, const RowKeys (&rows)[2],
                                             Scores<C>& scores) {
   const int pair = threadIdx.x % 4 * 2;
@@ -36,11 +38,11 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes<C
   for (int col = 0; col < C::kScoreCols; ++col) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int bit = col * 8 % 32 + pair + e % 2;
+      const int in_quarter = col * 8 % C::kQuarterKeys + pair + e % 2;
       const uint32_t key = tile_begin + col * 8 + pair + e % 2;
       float& s = scores[col][e];
       if (!rows[e / 2].visible.contains(key)) s = __fadd_rn(s, a.mask_value);
-      if (notes.is_bad[col * 8 / 32] >> bit & 1) s = kNaN;
+      if (notes.is_bad[col * 8 / C::kQuarterKeys] >> in_quarter & 1) s = kNaN;
       if (!rows[e / 2].attended.contains(key)) s = -kInfinity;
     }
   }
@@ -50,6 +52,9 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes<C
 struct Rows2 {
   float max[2] = {-kInfinity, -kInfinity};
   float sum[2] = {};
+  // The bits of a score above 0 up to which max stays what it is, whatever the other scores; kNone where not known.
+  static constexpr int kNone = std::numeric_limits<int>::min();
+  int limit[2] = {kNone, kNone};
 };
 
 // Their states over all four lanes that share a row.
@@ -94,25 +99,65 @@ __device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores, f
   }
 }
 
+// Whether max may stay in both rows of all lanes. Floating-point numbers above 0 are ordered as integers are, NaN is
+// above all limits (with its sign bit it is left out, as by fmaxf), and of three integers the largest takes one
+// instruction.
+template <class C>
+__device__ __forceinline__ bool keeps_max(const Rows2& rows, const Scores<C>& scores) {
+  int largest[2][2];
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int x = __float_as_int(scores[col][2 * r]), y = __float_as_int(scores[col][2 * r + 1]);
+      int& most = largest[r][col % 2];
+      most = col < 2 ? max(x, y) : max(max(most, x), y);
+    }
+  }
+  return __all_sync(~0u, max(largest[0][0], largest[0][1]) <= rows.limit[0] &&
+                             max(largest[1][0], largest[1][1]) <= rows.limit[1]);
+}
+
+// A score up to which a row's max stays: its product with weight_factor, rounded, is at most max + max_growth.
+__device__ __forceinline__ int limit_of(const Arguments& a, float max, float max_growth,
+                                        float reference) {
+  constexpr float kMargin = 1 - 0x1p-18f;  // for the roundings, and reciprocal_approx's
+  const float limit = (max + max_growth) * ptx::reciprocal_approx(a.weight_factor) * kMargin;
+  const bool is_known = limit > 0 && limit < kInfinity && fabsf(reference) < kLargeReference;
+  return is_known ? __float_as_int(limit) : Rows2::kNone;
+}
+
 // Scores to weights. What outputs so far are to be multiplied by goes to `rescale`; true where some lane's is
 // not 1.
 template <class C>
 __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<C>& scores,
                                         float (&rescale)[2]) {
-  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
   bool changes = false, is_large = false;
   float reference[2], sum[2];
+  if (keeps_max<C>(rows, scores)) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
-    rows.max[r] = now > before + max_growth ? now : before;
-    reference[r] = reference_of(rows.max[r]);
-    rescale[r] = ptx::exp2_approx(before - reference[r]);
-    reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
-    changes |= !(rescale[r] == 1);
-    is_large |= fabsf(reference[r]) >= kLargeReference;
+    for (int r = 0; r < 2; ++r) {
+      rescale[r] = 1;
+      reference[r] =
+          __fsub_rn(reference_of(rows.max[r]), static_cast<float>(a.weight_shift));
+    }
+  } else {
+    const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
+      rows.max[r] = now > before + max_growth ? now : before;
+      reference[r] = reference_of(rows.max[r]);
+      rescale[r] = ptx::exp2_approx(before - reference[r]);
+      reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+      changes |= !(rescale[r] == 1);
+      is_large |= fabsf(reference[r]) >= kLargeReference;
+      rows.limit[r] = limit_of(a, rows.max[r], max_growth, reference[r]);
+    }
+    changes = __any_sync(~0u, changes);
+    is_large = __any_sync(~0u, is_large);
   }
-  if (__any_sync(~0u, is_large)) {
+  if (is_large) {
     weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], reference[r]); }, scores,
              sum);
   } else {
@@ -122,7 +167,7 @@ __device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum[r]);
-  return __any_sync(~0u, changes);
+  return changes;
 }
 
 template <class C>
