@@ -29,7 +29,7 @@ __device__ __forceinline__ bool has_completed(uint32_t barrier, uint32_t parity)
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, 10000000;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
       "selp.b32 %0, 1, 0, p;\n"
       "}"
       : "=r"(done)
@@ -80,6 +80,9 @@ __device__ __forceinline__ bool elect() {
       : "=r"(is_elected));
   return is_elected != 0;
 }
+
+// In a branch: the compiler is to leave it a branch, though few instructions, and not compute both ways.
+__device__ __forceinline__ void keep_branch() { asm volatile(""); }
 
 // Ordinary writes to shared memory, for the tensor cores and the copy engine to see.
 __device__ __forceinline__ void fence_proxy() {

@@ -44,6 +44,8 @@ struct Consumer {
   Totals<C> totals;
   Cursor<C::kStages> keys{}, values{};
   Cursor<C::kQueryBuffers> queries{};
+  // A segment is merged while the tensor cores have scores to do, unless that would keep the turn too long.
+  static constexpr bool kMergesEarly = !C::kTotalsAreShared;
   // Of the present task.
   bool has_boxes = false;
   Tiles all_visible{}, all_attended{};
@@ -115,9 +117,11 @@ struct Consumer {
     sm90::begin_values<C>(weights, shared.values[values.at], output);
   }
 
-  __device__ __forceinline__ void end_values(Outputs<C>& output) {
+  static __device__ __forceinline__ void wait_for_values(Outputs<C>& output) {
     ptx::wait_for_products<0>();
     ptx::pin(output);
+  }
+  __device__ __forceinline__ void end_values() {
     arrive_as_warp(shared.barriers.values_free[values.at]);
     values.advance();
   }
@@ -128,7 +132,6 @@ struct Consumer {
     Scores<C> scores;
     PackedWeights<C> weights;
     Rows2 states;
-    float rescale[2];
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
@@ -142,7 +145,9 @@ struct Consumer {
     ptx::pin(scores);
     end_scores(tiles.begin + 1 == tiles.end);
     finish_scores(task, tiles.begin, notes, scores);
-    softmax<C>(a, states, scores, rescale);
+    float rescale[2];
+    raise_max<C>(a, scores, states, rescale);  // from nothing
+    softmax<C>(a, states, scores);
     pack_weights<C>(scores, weights);
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
@@ -158,12 +163,11 @@ struct Consumer {
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
       const bool is_edge = !all_attended.contains(tile);
-      if (has_ended && (is_edge || !C::kTotalsAreShared)) merge_ended();
+      if (has_ended && (is_edge || kMergesEarly)) merge_ended();
       if (is_edge) clean_values(task, tile, weights, output);
       turns.wait();
       notes = begin_scores(scores);
-      // While the tensor cores have the scores to do; totals that are far away would keep the turn too long.
-      if (C::kTotalsAreShared && has_ended) merge_ended();
+      if (!kMergesEarly && has_ended) merge_ended();
       begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();
@@ -171,13 +175,18 @@ struct Consumer {
       end_scores(tile + 2 == tiles.end);
       finish_scores(task, tile + 1, notes, scores);
       if ((tile + 1) % C::kSegmentTiles == 0) {
+        ptx::keep_branch();
         ended = states;
         has_ended = true;
         states = Rows2();
       }
-      const bool changes = softmax<C>(a, states, scores, rescale);
-      end_values(output);
-      if (changes && !has_ended) rescale_outputs<C>(rescale, output);
+      if (!keeps_max<C>(states, scores) && raise_max<C>(a, scores, states, rescale) && !has_ended) {
+        wait_for_values(output);
+        rescale_outputs<C>(rescale, output);
+      }
+      softmax<C>(a, states, scores);
+      wait_for_values(output);
+      end_values();
       pack_weights<C>(scores, weights);
     }
     if (has_ended) merge_ended();
@@ -187,7 +196,8 @@ struct Consumer {
     turns.wait();
     begin_values(weights, output);
     turns.give();
-    end_values(output);
+    wait_for_values(output);
+    end_values();
     end_segment(states, is_first_segment, output);
   }
 

@@ -5,12 +5,13 @@
 
 namespace pagefill::cuda::sm90 {
 
-// What the segments so far have come to: a thread's two rows. Their accumulators lie in `memory` from
-// `memory[thread]` on, a column every kConsumerThreads.
+// What the segments so far have come to: a thread's two rows. Their accumulators are `kept`, or lie in memory, a
+// column every kConsumerThreads.
 template <class C>
 struct Totals {
   float4* memory;
   RowState rows[2];
+  float kept[C::kTotalsAreKept ? C::kOutputCols : 1][4];
 
   __device__ Totals(const Arguments& a, SharedMemory<C>& shared, int thread)
       : memory((C::kTotalsAreShared
@@ -34,23 +35,34 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
-    if (col % 8 == 0)
-      __syncwarp();  // the compiler would read all at once, and has no registers for it
-    const float4 of_col = totals.memory[col * C::kConsumerThreads];
-    const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
+    float of_col[4];
+    if constexpr (C::kTotalsAreKept) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) of_col[e] = totals.kept[col][e];
+    } else {
+      if (col % 8 == 0)
+        __syncwarp();  // the compiler would read all at once, and has no registers for it
+      const float4 x = totals.memory[col * C::kConsumerThreads];
+      of_col[0] = x.x, of_col[1] = x.y, of_col[2] = x.z, of_col[3] = x.w;
+    }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       output[col][e] =
-          merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
+          merge_value(of_col[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
     }
   }
 }
 
 template <class C>
-__device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outputs<C>& output) {
+__device__ __forceinline__ void keep_totals(Totals<C>& totals, const Outputs<C>& output) {
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
     const float(&x)[4] = output[col];
+    if constexpr (C::kTotalsAreKept) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) totals.kept[col][e] = x[e];
+      continue;
+    }
     totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
   }
 }

@@ -55,6 +55,7 @@ struct Rows2 {
   // The bits of a score above 0 up to which max stays what it is, whatever the other scores; kNone where not known.
   static constexpr int kNone = std::numeric_limits<int>::min();
   int limit[2] = {kNone, kNone};
+  bool has_large = false;  // some row of the warp
 };
 
 // Their states over all four lanes that share a row.
@@ -119,55 +120,54 @@ __device__ __forceinline__ bool keeps_max(const Rows2& rows, const Scores<C>& sc
 }
 
 // A score up to which a row's max stays: its product with weight_factor, rounded, is at most max + max_growth.
-__device__ __forceinline__ int limit_of(const Arguments& a, float max, float max_growth,
-                                        float reference) {
+__device__ __forceinline__ int limit_of(const Arguments& a, float max, float max_growth) {
   constexpr float kMargin = 1 - 0x1p-18f;  // for the roundings, and reciprocal_approx's
   const float limit = (max + max_growth) * ptx::reciprocal_approx(a.weight_factor) * kMargin;
-  const bool is_known = limit > 0 && limit < kInfinity && fabsf(reference) < kLargeReference;
+  const bool is_known = limit > 0 && limit < kInfinity;
   return is_known ? __float_as_int(limit) : Rows2::kNone;
 }
 
-// Scores to weights. What outputs so far are to be multiplied by goes to `rescale`; true where some lane's is
-// not 1.
+// What is subtracted from a row's scores.
+__device__ __forceinline__ float subtrahend(const Arguments& a, float max) {
+  return __fsub_rn(reference_of(max), static_cast<float>(a.weight_shift));
+}
+
+// The rows' max with these scores, and what sums and outputs so far are to be multiplied by. True where that of some
+// lane is not 1.
 template <class C>
-__device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<C>& scores,
-                                        float (&rescale)[2]) {
-  bool changes = false, is_large = false;
-  float reference[2], sum[2];
-  if (keeps_max<C>(rows, scores)) {
+__device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& scores, Rows2& rows,
+                                          float (&rescale)[2]) {
+  const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
+  bool changes = false;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rescale[r] = 1;
-      reference[r] =
-          __fsub_rn(reference_of(rows.max[r]), static_cast<float>(a.weight_shift));
-    }
-  } else {
-    const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
-      rows.max[r] = now > before + max_growth ? now : before;
-      reference[r] = reference_of(rows.max[r]);
-      rescale[r] = ptx::exp2_approx(before - reference[r]);
-      reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
-      changes |= !(rescale[r] == 1);
-      is_large |= fabsf(reference[r]) >= kLargeReference;
-      rows.limit[r] = limit_of(a, rows.max[r], max_growth, reference[r]);
-    }
-    changes = __any_sync(~0u, changes);
-    is_large = __any_sync(~0u, is_large);
+  for (int r = 0; r < 2; ++r) {
+    const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
+    rows.max[r] = now > before + max_growth ? now : before;
+    rescale[r] = ptx::exp2_approx(before - reference_of(rows.max[r]));
+    rows.sum[r] = __fmul_rn(rows.sum[r], rescale[r]);
+    rows.limit[r] = limit_of(a, rows.max[r], max_growth);
+    changes |= !(rescale[r] == 1);
   }
-  if (is_large) {
-    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], reference[r]); }, scores,
+  rows.has_large = __any_sync(~0u, is_large(subtrahend(a, rows.max[0])) ||
+                                       is_large(subtrahend(a, rows.max[1])));
+  return __any_sync(~0u, changes);
+}
+
+// Scores to weights, which are added to the rows' sums.
+template <class C>
+__device__ __forceinline__ void softmax(const Arguments& a, Rows2& rows, Scores<C>& scores) {
+  const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
+  float sum[2];
+  if (rows.has_large) {
+    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, scores,
              sum);
   } else {
     weigh<C>([&](float s,
-                 int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[r])); },
+                 int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -subtracted[r])); },
              scores, sum);
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum[r]);
-  return changes;
+  for (int r = 0; r < 2; ++r) rows.sum[r] = __fadd_rn(rows.sum[r], sum[r]);
 }
 
 template <class C>
