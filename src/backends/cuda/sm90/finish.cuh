@@ -5,13 +5,12 @@
 
 namespace pagefill::cuda::sm90 {
 
-// What the segments so far have come to: a thread's two rows. Their accumulators are `kept`, or lie in memory, a
-// column every kConsumerThreads.
+// What the segments so far have come to: a thread's two rows. Their accumulators lie in `memory` from
+// `memory[thread]` on, a column every kConsumerThreads.
 template <class C>
 struct Totals {
   float4* memory;
   RowState rows[2];
-  float kept[C::kTotalsAreKept ? C::kOutputCols : 1][4];
 
   __device__ Totals(const Arguments& a, SharedMemory<C>& shared, int thread)
       : memory((C::kTotalsAreShared
@@ -35,16 +34,10 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
-    float of_col[4];
-    if constexpr (C::kTotalsAreKept) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) of_col[e] = totals.kept[col][e];
-    } else {
-      if (col % 8 == 0)
-        __syncwarp();  // the compiler would read all at once, and has no registers for it
-      const float4 x = totals.memory[col * C::kConsumerThreads];
-      of_col[0] = x.x, of_col[1] = x.y, of_col[2] = x.z, of_col[3] = x.w;
-    }
+    if (col % 8 == 0)
+      __syncwarp();  // the compiler would read all at once, and has no registers for it
+    const float4 x = totals.memory[col * C::kConsumerThreads];
+    const float of_col[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       output[col][e] =
@@ -54,15 +47,10 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
 }
 
 template <class C>
-__device__ __forceinline__ void keep_totals(Totals<C>& totals, const Outputs<C>& output) {
+__device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outputs<C>& output) {
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
     const float(&x)[4] = output[col];
-    if constexpr (C::kTotalsAreKept) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) totals.kept[col][e] = x[e];
-      continue;
-    }
     totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
   }
 }

@@ -45,7 +45,7 @@ ForwardKernel forward_kernel(DType dtype) {
           C::kConsumers > 1 ? Tile::kManyRows : Tile::kFewRows,
           C::kTileRows,
           C::kThreads,
-          C::kTotalsAreShared || C::kTotalsAreKept ? 0 : C::kTotalBytes / 4,
+          C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
           C::kHalfKeys,
           reinterpret_cast<const void*>(&forward<C>),
           [](int, int, int) { return sizeof(SharedMemory<C>); }};

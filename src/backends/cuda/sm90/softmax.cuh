@@ -55,7 +55,6 @@ struct Rows2 {
   // The bits of a score above 0 up to which max stays what it is, whatever the other scores; kNone where not known.
   static constexpr int kNone = std::numeric_limits<int>::min();
   int limit[2] = {kNone, kNone};
-  bool has_large = false;  // some row of the warp
 };
 
 // Their states over all four lanes that share a row.
@@ -119,17 +118,17 @@ __device__ __forceinline__ bool keeps_max(const Rows2& rows, const Scores<C>& sc
                              max(largest[1][0], largest[1][1]) <= rows.limit[1]);
 }
 
+// What is subtracted from a row's scores.
+__device__ __forceinline__ float subtrahend(const Arguments& a, float max) {
+  return __fsub_rn(reference_of(max), static_cast<float>(a.weight_shift));
+}
+
 // A score up to which a row's max stays: its product with weight_factor, rounded, is at most max + max_growth.
 __device__ __forceinline__ int limit_of(const Arguments& a, float max, float max_growth) {
   constexpr float kMargin = 1 - 0x1p-18f;  // for the roundings, and reciprocal_approx's
   const float limit = (max + max_growth) * ptx::reciprocal_approx(a.weight_factor) * kMargin;
-  const bool is_known = limit > 0 && limit < kInfinity;
+  const bool is_known = limit > 0 && !is_large(subtrahend(a, max));
   return is_known ? __float_as_int(limit) : Rows2::kNone;
-}
-
-// What is subtracted from a row's scores.
-__device__ __forceinline__ float subtrahend(const Arguments& a, float max) {
-  return __fsub_rn(reference_of(max), static_cast<float>(a.weight_shift));
 }
 
 // The rows' max with these scores, and what sums and outputs so far are to be multiplied by. True where that of some
@@ -148,17 +147,16 @@ __device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& s
     rows.limit[r] = limit_of(a, rows.max[r], max_growth);
     changes |= !(rescale[r] == 1);
   }
-  rows.has_large = __any_sync(~0u, is_large(subtrahend(a, rows.max[0])) ||
-                                       is_large(subtrahend(a, rows.max[1])));
   return __any_sync(~0u, changes);
 }
 
-// Scores to weights, which are added to the rows' sums.
+// Scores to weights, which are added to the rows' sums. `may_be_large`: the references, which else have limits.
 template <class C>
-__device__ __forceinline__ void softmax(const Arguments& a, Rows2& rows, Scores<C>& scores) {
+__device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, Rows2& rows,
+                                        Scores<C>& scores) {
   const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
   float sum[2];
-  if (rows.has_large) {
+  if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
     weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, scores,
              sum);
   } else {
