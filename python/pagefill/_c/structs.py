@@ -201,13 +201,14 @@ def on_cuda(
     status: bytes | None = None,
     workspace: int = 0,
     workspace_size: int = 0,
+    report: int = 0,
 ) -> bytes:
-    """The same context (None: the default) for tensors on a CUDA device: the addresses of stream
-    and workspace, the maxima (0: the default), and the packed tensor of the status."""
+    """The same context (None: the default) for tensors on a CUDA device: the addresses of stream,
+    workspace and a CallReport, the maxima (0: the default), and the packed tensor of the status."""
     whole = Held(
         _CUDA_CONTEXT_SIZE
         + (packed or _NO_CHOICE)[_SIZE.size : _CONTEXT_CHOICE.size]
-        + _CONTEXT_CALL.pack(workspace, workspace_size, 0, 0)
+        + _CONTEXT_CALL.pack(workspace, workspace_size, report, 0)
         + _CONTEXT_CUDA.pack(stream, max_chunk_size, max_context_len, _address(status))
     )
     whole.owner = packed, status

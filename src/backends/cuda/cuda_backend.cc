@@ -237,7 +237,7 @@ class CudaBackend final : public Backend {
     if (!plan.ok()) return plan.status();
     report->target = plan->kernel->target;
     return launch(arguments_of(p, *plan, settings), *plan,
-                  static_cast<cudaStream_t>(settings.cuda.stream));
+                  {static_cast<cudaStream_t>(settings.cuda.stream), plan->overlaps});
   }
 
   Status append_kv(const AppendProblem& p, const RunSettings& settings) const override {
@@ -302,18 +302,17 @@ class CudaBackend final : public Backend {
  private:
   static bool is_empty(const Problem& p) { return p.num_seqs == 0 || p.query.shape[0] == 0; }
 
-  static Status launch(Arguments a, const Plan& plan, cudaStream_t stream) {
+  static Status launch(Arguments a, const Plan& plan, const cuda::Stream& stream) {
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("schedule", cuda::launch_schedule(a, stream)));
     cuda::sm90::TensorMaps maps{};
     if (plan.kernel->box_keys > 0) maps = cuda::sm90::make_tensor_maps(a, plan.kernel->box_keys);
     void* arguments[] = {&a, &maps};  // the portable kernels take the first
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status(
         "forward",
-        cudaLaunchKernel(plan.kernel->function, dim3(static_cast<unsigned>(plan.num_blocks)),
-                         dim3(static_cast<unsigned>(plan.kernel->threads)), arguments,
-                         plan.shared_bytes, stream)));
+        cuda::launch(plan.kernel->function, plan.num_blocks, plan.kernel->threads,
+                     plan.shared_bytes, arguments, stream)));
     if (plan.num_states == 0) return {};
-    return cuda::cuda_status("combine", cuda::launch_combine(a, plan.num_blocks, stream));
+    return cuda::cuda_status("combine", cuda::launch_combine(a, stream));
   }
 };
 

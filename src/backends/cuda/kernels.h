@@ -32,10 +32,33 @@ struct ForwardKernel {
 
 std::span<const ForwardKernel> forward_kernels();
 
-cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream);
+// Where the kernels of a call go, and whether each may begin before the one before it has ended: all of them wait
+// for that before they read or write (ptx/grid.h).
+struct Stream {
+  cudaStream_t stream;
+  bool overlaps;
+};
+
+inline cudaError_t launch(const void* kernel, int blocks, int threads, size_t shared_bytes,
+                          void** arguments, const Stream& stream) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.stream;
+  config.attrs = &overlap;
+  config.numAttrs = stream.overlaps ? 1 : 0;
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+cudaError_t launch_schedule(const Arguments& a, const Stream& stream);
+cudaError_t launch_combine(const Arguments& a, const Stream& stream);
+
 cudaError_t launch_append(const AppendArguments& a, cudaStream_t stream);
 cudaError_t launch_copy(const CopyArguments& a, cudaStream_t stream);
 cudaError_t launch_merge(const MergeArguments& a, cudaStream_t stream);
-cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream);
 
 }  // namespace pagefill::cuda

@@ -181,6 +181,7 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   Plan plan;
   int compute_capability = 0;
   PAGEFILL_RETURN_IF_ERROR(find_compute_capability(p, compute_capability));
+  plan.overlaps = compute_capability >= 90;
   const std::string_view target = wished_target();
   plan.kernel = find_kernel(p, compute_capability, target, Tile::kFewRows);
   PAGEFILL_RETURN_IF_ERROR(check_target(target, plan.kernel));

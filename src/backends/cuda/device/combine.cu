@@ -3,38 +3,49 @@
 #include "backends/cuda/device/find.cuh"
 #include "backends/cuda/device/state.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/ptx/grid.h"
 
 namespace pagefill::cuda {
 namespace {
 
 constexpr int kCombineThreads = 256;
 constexpr int kLaneCols = 4;  // of a float4
+constexpr int kAhead = 12;    // states that are read before the first of them is merged: a read is waited for
 
 // The columns of one lane, from states [first, end) of the workspace.
 __device__ RowState merge_columns(const Arguments& a, int64_t first, int64_t end, int column,
                                   bool has_column, float (&values)[kLaneCols]) {
+  const Workspace& w = a.workspace;
   RowState total;
-#pragma unroll 4
-  for (int64_t i = first; i < end; ++i) {
-    const float2 state = a.workspace.partial_states[i];
-    const RowState part{state.x, state.y};
-    float4 part_values{0, 0, 0, 0};
-    if (has_column) {
-      part_values = *reinterpret_cast<const float4*>(a.workspace.partial_values +
-                                                     i * a.workspace.value_stride + column);
-    }
-    float total_factor, part_factor;
-    merge(total, part, total_factor, part_factor);
-    const float parts[kLaneCols] = {part_values.x, part_values.y, part_values.z, part_values.w};
+  for (; first < end; first += kAhead) {
+    float2 states[kAhead];
+    float4 parts[kAhead];
 #pragma unroll
-    for (int d = 0; d < kLaneCols; ++d) {
-      values[d] = merge_value(values[d], parts[d], total_factor, part_factor);
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= end) break;
+      states[i] = w.partial_states[first + i];
+      parts[i] = has_column ? *reinterpret_cast<const float4*>(
+                                  w.partial_values + (first + i) * w.value_stride + column)
+                            : float4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= end) break;
+      const float part[kLaneCols] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
+      float total_factor, part_factor;
+      merge(total, {states[i].x, states[i].y}, total_factor, part_factor);
+#pragma unroll
+      for (int d = 0; d < kLaneCols; ++d) {
+        values[d] = merge_value(values[d], part[d], total_factor, part_factor);
+      }
     }
   }
   return total;
 }
 
 __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant__ Arguments a) {
+  ptx::begin_kernel_behind();
+  ptx::wait_for_kernel_before();
   const int64_t num_rows = a.workspace.header->num_split_rows;
   const int lane = threadIdx.x % 32;
   const int64_t step = int64_t{gridDim.x} * (kCombineThreads / 32);
@@ -77,11 +88,10 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
 
 }  // namespace
 
-cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream) {
+cudaError_t launch_combine(const Arguments& a, const Stream& stream) {
   void* arguments[] = {const_cast<Arguments*>(&a)};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&combine),
-                          dim3(static_cast<unsigned>(num_blocks)), dim3(kCombineThreads), arguments,
-                          0, stream);
+  return launch(reinterpret_cast<const void*>(&combine), a.num_blocks, kCombineThreads, 0,
+                arguments, stream);
 }
 
 }  // namespace pagefill::cuda

@@ -4,6 +4,7 @@
 #include "backends/cuda/config.h"
 #include "backends/cuda/device/find.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/ptx/grid.h"
 
 namespace pagefill::cuda {
 namespace {
@@ -107,6 +108,8 @@ __device__ int64_t rows_of_tiles(const Arguments& a, const SequencePlan& p, int3
 }
 
 __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__ Arguments a) {
+  ptx::begin_kernel_behind();
+  ptx::wait_for_kernel_before();
   SequencePlan* const sequences = a.workspace.sequences;
   const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
   bool is_bad = false;
@@ -154,16 +157,19 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
     num_tasks += total;
     if (is_there) sequences[s] = p;
   }
-  if (threadIdx.x == 0) *a.workspace.header = {0, num_tasks, num_rows, 0};
+  if (threadIdx.x == 0) {
+    // Each block has the task of its number before it asks for more.
+    *a.workspace.header = {static_cast<unsigned long long>(a.num_blocks), num_tasks, num_rows, 0};
+  }
 }
 
 }  // namespace
 
-cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream) {
+cudaError_t launch_schedule(const Arguments& a, const Stream& stream) {
   void* arguments[] = {const_cast<Arguments*>(&a)};
   const int64_t threads = std::min(round_up(a.num_seqs, 32), int64_t{kMostThreads});
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&schedule), dim3(1),
-                          dim3(static_cast<unsigned>(threads)), arguments, 0, stream);
+  return launch(reinterpret_cast<const void*>(&schedule), 1, static_cast<int>(threads), 0,
+                arguments, stream);
 }
 
 }  // namespace pagefill::cuda

@@ -55,13 +55,16 @@ inline constexpr float kMaxGrowth = 8;
 // 2^-5 below this, and again where weight_shift goes off it. Far beyond, the largest weight would be infinite: of
 // float16 from about 2^24 on, of others from 2^31 on.
 inline constexpr float kLargeReference = 1 << 20;
+__device__ __forceinline__ bool is_large(float reference) {
+  return fabsf(reference) >= kLargeReference;
+}
 
 // A weight where some row of the warp has a reference as large. Such a row's are taken from rounded products, so that
 // the largest one's exponent is weight_shift exactly; others' bits stay.
 __device__ __forceinline__ float large_weight(const Arguments& a, float score, float max,
                                               float reference) {
   const float difference = __fsub_rn(__fmul_rn(score, a.weight_factor), reference_of(max));
-  return ptx::exp2_approx(fabsf(reference) >= kLargeReference
+  return ptx::exp2_approx(is_large(reference)
                               ? __fadd_rn(difference, static_cast<float>(a.weight_shift))
                               : __fmaf_rn(score, a.weight_factor, -reference));
 }

@@ -7,7 +7,7 @@
 
 namespace pagefill::cuda {
 
-// Absolute positions of keys: 2^31 - 1 at most. Unsigned, as tiles are looked up ahead, for keys of up to six tiles
+// Absolute positions of keys: 2^31 - 1 at most. Unsigned, as tiles are looked up ahead, for keys of up to 64 tiles
 // behind the last one.
 struct KeyInterval {
   uint32_t begin, end;

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/ptx/grid.h"
 #include "backends/cuda/portable/finish.cuh"
 #include "problem.h"
 
@@ -166,6 +167,8 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
     forward(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) char memory[];
   __shared__ long long shared_task;
+  ptx::begin_kernel_behind();
+  ptx::wait_for_kernel_before();
   ScheduleHeader& header = *a.workspace.header;
   if (header.is_bad) {
     write_nan(a, 0, a.total_tokens, 0, a.num_q_heads, int64_t{blockIdx.x} * kThreads + threadIdx.x,
@@ -175,9 +178,8 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
   const Shared<C> shared(memory, a);
   const long long num_tasks = header.num_tasks;
   long long next = 0;
-  if (threadIdx.x == 0) shared_task = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
-  __syncthreads();
-  for (long long index = shared_task; index < num_tasks; index = shared_task) {
+  // The first task is the block's number; schedule has counted it as taken.
+  for (long long index = blockIdx.x; index < num_tasks; index = shared_task) {
     // Asked for early: the answer is there when the task is done.
     if (threadIdx.x == 0) next = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
     if (threadIdx.x < 32) {

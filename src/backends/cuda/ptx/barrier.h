@@ -81,6 +81,9 @@ __device__ __forceinline__ bool elect() {
   return is_elected != 0;
 }
 
+// In a branch: the compiler is to leave it a branch, though few instructions, and not compute both ways.
+__device__ __forceinline__ void keep_branch() { asm volatile(""); }
+
 // Ordinary writes to shared memory, for the tensor cores and the copy engine to see.
 __device__ __forceinline__ void fence_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

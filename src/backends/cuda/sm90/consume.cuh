@@ -83,10 +83,10 @@ struct Consumer {
 
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 Scores<C>& scores) const {
-    if (a.weight_factor == 1) scale_scores<C>(a, scores);
+    if (__builtin_expect(a.weight_factor == 1, 0)) scale_scores<C>(a, scores);
     const bool has_bad =
         (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
-    if (uniform(has_bad) || !all_visible.contains(tile)) {
+    if (__builtin_expect(uniform(has_bad) || !all_visible.contains(tile), 0)) {
       mask_scores<C>(a, notes, keys_of_tile<C>(tile).begin, BothRows(a, task, first_row).keys,
                      scores);
     }
@@ -97,7 +97,6 @@ struct Consumer {
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
     using T = typename C::Element;
-    if (all_attended.contains(tile)) return;
     wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<T, C::kTileBytes, C::kConsumerThreads>(tile_values, thread);
@@ -116,9 +115,11 @@ struct Consumer {
     sm90::begin_values<C>(weights, shared.values[values.at], output);
   }
 
-  __device__ __forceinline__ void end_values(Outputs<C>& output) {
+  static __device__ __forceinline__ void wait_for_values(Outputs<C>& output) {
     ptx::wait_for_products<0>();
     ptx::pin(output);
+  }
+  __device__ __forceinline__ void end_values() {
     arrive_as_warp(shared.barriers.values_free[values.at]);
     values.advance();
   }
@@ -129,7 +130,6 @@ struct Consumer {
     Scores<C> scores;
     PackedWeights<C> weights;
     Rows2 states;
-    float rescale[2];
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
@@ -143,44 +143,62 @@ struct Consumer {
     ptx::pin(scores);
     end_scores(tiles.begin + 1 == tiles.end);
     finish_scores(task, tiles.begin, notes, scores);
-    softmax<C>(a, states, scores, rescale);
+    float rescale[2];
+    raise_max<C>(a, scores, states, rescale);  // from nothing
+    softmax<C>(a, true, states, scores);
     pack_weights<C>(scores, weights);
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
-    bool is_first_segment = true;
+    Rows2 ended;  // a segment's, until it is merged
+    const auto merge_ended = [&](int tile) {
+      end_segment(ended, tile, tiles, output);
+      keep_totals(totals, output);
+      clear_outputs(output);
+    };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      clean_values(task, tile, weights, output);
+      bool has_ended = begins_segment(tile) && tile > tiles.begin;
+      const bool is_edge = !all_attended.contains(tile);
+      // Totals that are far away would keep the turn too long.
+      if (has_ended && (is_edge || !C::kTotalsAreShared)) {
+        merge_ended(tile - 1);
+        has_ended = false;
+      }
+      if (is_edge) clean_values(task, tile, weights, output);
       turns.wait();
       notes = begin_scores(scores);
+      if (has_ended) merge_ended(tile - 1);  // while the tensor cores have the scores to do
       begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
       end_scores(tile + 2 == tiles.end);
       finish_scores(task, tile + 1, notes, scores);
-      const bool ends_segment = (tile + 1) % C::kSegmentTiles == 0;
-      const Rows2 ended = states;
-      if (ends_segment) states = Rows2();
-      const bool changes = softmax<C>(a, states, scores, rescale);
-      end_values(output);
-      if (ends_segment) {
-        end_segment(ended, is_first_segment, output);
-        keep_totals(totals, output);
-        clear_outputs(output);
-        is_first_segment = false;
-      } else if (changes) {
+      if (begins_segment(tile + 1)) {
+        ptx::keep_branch();
+        ended = states;
+        states = Rows2();
+      }
+      const bool keeps = keeps_max<C>(states, scores);
+      if (!keeps && raise_max<C>(a, scores, states, rescale) && !begins_segment(tile + 1)) {
+        wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
+      softmax<C>(a, !keeps, states, scores);
+      wait_for_values(output);
+      end_values();
       pack_weights<C>(scores, weights);
     }
-    clean_values(task, tiles.end - 1, weights, output);
+    const int last = tiles.end - 1;
+    if (begins_segment(last) && last > tiles.begin) merge_ended(last - 1);
+    if (!all_attended.contains(last)) clean_values(task, last, weights, output);
     turns.wait();
     begin_values(weights, output);
     turns.give();
-    end_values(output);
-    end_segment(states, is_first_segment, output);
+    wait_for_values(output);
+    end_values();
+    end_segment(states, last, tiles, output);
   }
 
   __device__ __forceinline__ void run_task(const Task& task) {
@@ -200,10 +218,15 @@ struct Consumer {
   }
 
  private:
-  __device__ __forceinline__ void end_segment(const Rows2& ended, bool is_first,
+  static __device__ __forceinline__ bool begins_segment(int tile) {
+    return tile % C::kSegmentTiles == 0;
+  }
+  // Of which `tile` is the last one that the task has.
+  __device__ __forceinline__ void end_segment(const Rows2& ended, int tile, Tiles tiles,
                                               Outputs<C>& output) {
     RowState part[2];
     states_of(ended, part);
+    const bool is_first = tile / C::kSegmentTiles == tiles.begin / C::kSegmentTiles;
     merge_segment<C>(part, is_first, totals, output);
   }
   static __device__ __forceinline__ void clear_outputs(Outputs<C>& output) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/ptx/grid.h"
 #include "backends/cuda/sm90/consume.cuh"
 #include "backends/cuda/sm90/produce.cuh"
 
@@ -12,13 +13,15 @@ template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     forward(const __grid_constant__ Arguments a, const __grid_constant__ TensorMaps maps) {
   extern __shared__ __align__(1024) char memory[];
+  SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(memory);
+  if (threadIdx.x == 0) init_barriers<C>(shared.barriers);
+  ptx::begin_kernel_behind();
+  ptx::wait_for_kernel_before();
   if (a.workspace.header->is_bad) {
     write_nan(a, 0, a.total_tokens, 0, a.num_q_heads,
               int64_t{blockIdx.x} * C::kThreads + threadIdx.x, int64_t{gridDim.x} * C::kThreads);
     return;
   }
-  SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(memory);
-  if (threadIdx.x == 0) init_barriers<C>(shared.barriers);
   __syncthreads();
   if (uniform(threadIdx.x / kGroupThreads) == 0) {
     if constexpr (C::kSharesRegisters) ptx::give_registers<C::kProducerRegisters>();
@@ -43,7 +46,7 @@ ForwardKernel forward_kernel(DType dtype) {
           C::kTileRows,
           C::kThreads,
           C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
-          C::kQuarterKeys,
+          C::kHalfKeys,
           reinterpret_cast<const void*>(&forward<C>),
           [](int, int, int) { return sizeof(SharedMemory<C>); }};
 }

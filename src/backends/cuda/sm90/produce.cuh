@@ -5,74 +5,6 @@
 
 namespace pagefill::cuda::sm90 {
 
-template <class C>
-struct Producer {
-  const Arguments& a;
-  const TensorMaps& maps;
-  SharedMemory<C>& shared;
-  Cursor<C::kStages> keys, values;
-  Cursor<C::kQueryBuffers> queries;
-
-  // Behind what the warp has copied.
-  static __device__ __forceinline__ void announce(uint32_t barrier) {
-    ptx::arrive_behind_copies(barrier);
-    arrive_as_warp(barrier);
-  }
-
-  // A tile's keys or values. One code for both: it is long, and the consumers need the instruction cache.
-  __device__ __forceinline__ void load_tile(bool is_keys, const Task& task, bool has_boxes,
-                                            const Quarter& quarter) {
-    const int at = is_keys ? keys.at : values.at;
-    Barriers<C>& barriers = shared.barriers;
-    wait(is_keys ? barriers.keys_free[at] : barriers.values_free[at],
-         (is_keys ? keys.parity : values.parity) ^ 1);
-    if (is_keys && threadIdx.x % 32 == 0) {
-      shared.notes[at].is_bad[threadIdx.x / 32] = quarter.is_bad;
-    }
-    __syncwarp();
-    char* const tile = is_keys ? shared.keys[at] : shared.values[at];
-    const uint32_t full =
-        ptx::shared_address(is_keys ? &barriers.keys_full[at] : &barriers.values_full[at]);
-    if (has_boxes) {
-      copy_quarter<C>(is_keys ? maps.keys : maps.values, maps.box_rows, task.kv_head,
-                      ptx::shared_address(tile), full, quarter);
-      __syncwarp();
-    } else {
-      gather_quarter<C>(is_keys ? a.keys : a.values, task.kv_head, tile, quarter);
-      announce(full);
-    }
-    if (is_keys) keys.advance();
-    if (!is_keys) values.advance();
-  }
-
-  // In the order in which they are used: keys of a tile before the values of the one before it.
-  __device__ __forceinline__ void load_task(const Task& task) {
-    const Tiles tiles = tiles_of<C>(task);
-    if (tiles.begin >= tiles.end) return;
-    const bool has_boxes = comes_as_boxes(maps.box_rows, task);
-    int tile = tiles.begin;
-    int32_t entry = read_entry<C>(a, task, tile);
-    wait(shared.barriers.queries_free[queries.at], queries.parity ^ 1);
-    copy_queries<C>(a, task, shared.queries[queries.at]);
-    announce(ptx::shared_address(&shared.barriers.queries_full[queries.at]));
-    queries.advance();
-    Quarter quarter{}, before{};
-    const int last = 2 * (tiles.end - tiles.begin) - 1;
-#pragma unroll 1
-    for (int i = 0; i <= last; ++i) {
-      const bool is_keys = i == 0 || (i % 2 == 1 && i < last);
-      if (is_keys || i == last) before = quarter;
-      if (is_keys) {
-        quarter = find_quarter<C>(a, task, tile, entry);
-        entry = read_entry<C>(a, task, ++tile);
-      }
-      Quarter of_tile = before;
-      if (is_keys) of_tile = quarter;
-      load_tile(is_keys, task, has_boxes, of_tile);
-    }
-  }
-};
-
 __device__ __forceinline__ long long take_task(ScheduleHeader& header) {
   long long index = 0;
   if (threadIdx.x % 32 == 0) {
@@ -81,33 +13,62 @@ __device__ __forceinline__ long long take_task(ScheduleHeader& header) {
   return __shfl_sync(~0u, index, 0);
 }
 
+// What the first producer warp does besides: a task ahead of what is loaded, so that nobody waits for it.
+template <class C>
+struct Fetcher {
+  const Arguments& a;
+  SharedMemory<C>& shared;
+  long long num_tasks;
+  long long next;  // schedule has counted each block's first one as taken
+  bool has_ended = false;
+  Cursor<kTaskSlots> slot{};
+
+  __device__ __forceinline__ void fetch() {
+    if (has_ended) return;
+    wait(shared.barriers.task_free[slot.at], slot.parity ^ 1);
+    const long long index = next;
+    has_ended = index >= num_tasks;
+    Task found{};  // without a plan: the end
+    if (!has_ended) {
+      next = take_task(*a.workspace.header);  // asked for early: the answer is there at the next call
+      found = find_task(a, index);
+    }
+    if (threadIdx.x == 0) shared.tasks[slot.at] = found;
+    arrive_as_warp(shared.barriers.task_full[slot.at]);
+    slot.advance();
+  }
+};
+
 template <class C>
 __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& maps,
                                         SharedMemory<C>& shared) {
-  Producer<C> producer{a, maps, shared};
-  ScheduleHeader& header = *a.workspace.header;
   Barriers<C>& barriers = shared.barriers;
-  const bool fetches = threadIdx.x < 32;
-  const long long num_tasks = header.num_tasks;
-  long long next = fetches ? take_task(header) : 0;
+  const int warp = uniform(threadIdx.x / 32);
+  const bool fetches = warp == 0;
+  Fetcher<C> fetcher{a, shared, a.workspace.header->num_tasks, blockIdx.x};
+  const bool brings_queries = warp >= kProducerWarps / 2;  // not the fetching one; values are needed later
+  Cursor<C::kQueryBuffers> queries;
+  Cursor<C::kStages> stage;
+  if (fetches) fetcher.fetch();
 #pragma unroll 1
   for (Cursor<kTaskSlots> slot;; slot.advance()) {
-    Task& task = shared.tasks[slot.at];
     if (fetches) {
-      wait(barriers.task_free[slot.at], slot.parity ^ 1);
-      const long long index = next;
-      Task found{};
-      if (index < num_tasks) {
-        next = take_task(header);  // asked for early: the answer is there when the task is done
-        found = find_task(a, index);
-      }
-      if (threadIdx.x == 0) task = found;
-      arrive_as_warp(barriers.task_full[slot.at]);
+      fetcher.fetch();
     } else {
       wait(barriers.task_full[slot.at], slot.parity);
     }
+    const Task& task = shared.tasks[slot.at];
     if (task.plan == nullptr) return;
-    if (!task.plan->is_bad) producer.load_task(task);
+    const Tiles tiles = task.plan->is_bad ? Tiles{} : tiles_of<C>(task);
+    if (tiles.begin < tiles.end) {
+      if (brings_queries) {
+        wait(barriers.queries_free[queries.at], queries.parity ^ 1);
+        copy_queries<C>(a, task, shared.queries[queries.at]);
+        announce(ptx::shared_address(&barriers.queries_full[queries.at]));
+        queries.advance();
+      }
+      load_tiles<C>(a, maps, shared, task, tiles, stage);
+    }
     if (!fetches) arrive_as_warp(barriers.task_free[slot.at]);
   }
 }

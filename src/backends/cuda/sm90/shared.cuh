@@ -9,11 +9,11 @@
 namespace pagefill::cuda::sm90 {
 
 inline constexpr int kProducerWarps = 4;
-inline constexpr int kTaskSlots = 2;
+inline constexpr int kTaskSlots = 3;  // one is fetched while one is loaded and one computed
 
-// Of the keys of one stage: a bit a key whose table entry is no page, a word of each producer warp's quarter.
+// Of the keys of one stage: a bit a key whose table entry is no page, a word a quarter of the tile.
 struct KeyNotes {
-  uint32_t is_bad[kProducerWarps];
+  uint32_t is_bad[4];
 };
 
 template <class C>
@@ -49,7 +49,7 @@ __device__ __forceinline__ void init_barriers(Barriers<C>& b) {
     init(b.values_free[i], kConsumerWarps);
   }
   for (int i = 0; i < C::kQueryBuffers; ++i) {
-    init(b.queries_full[i], kProducerWarps);
+    init(b.queries_full[i], kProducerWarps / 2);
     init(b.queries_free[i], kConsumerWarps);
   }
   for (int i = 0; i < kTaskSlots; ++i) {

@@ -1,6 +1,8 @@
 // From scores to weights, a KV tile at a time; in the fragments of products.cuh.
 #pragma once
 
+#include <limits>
+
 #include "backends/cuda/device/softmax.cuh"
 #include "backends/cuda/sm90/shared.cuh"
 
@@ -50,6 +52,9 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
 struct Rows2 {
   float max[2] = {-kInfinity, -kInfinity};
   float sum[2] = {};
+  // The bits of a score above 0 up to which max stays what it is, whatever the other scores; kNone where not known.
+  static constexpr int kNone = std::numeric_limits<int>::min();
+  int limit[2] = {kNone, kNone};
 };
 
 // Their states over all four lanes that share a row.
@@ -94,35 +99,73 @@ __device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores, f
   }
 }
 
-// Scores to weights. What outputs so far are to be multiplied by goes to `rescale`; true where some lane's is
-// not 1.
+// Whether max may stay in both rows of all lanes. Floating-point numbers above 0 are ordered as integers are, NaN is
+// above all limits (with its sign bit it is left out, as by fmaxf), and of three integers the largest takes one
+// instruction.
 template <class C>
-__device__ __forceinline__ bool softmax(const Arguments& a, Rows2& rows, Scores<C>& scores,
-                                        float (&rescale)[2]) {
+__device__ __forceinline__ bool keeps_max(const Rows2& rows, const Scores<C>& scores) {
+  int largest[2][2];
+#pragma unroll
+  for (int col = 0; col < C::kScoreCols; ++col) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int x = __float_as_int(scores[col][2 * r]), y = __float_as_int(scores[col][2 * r + 1]);
+      int& most = largest[r][col % 2];
+      most = col < 2 ? max(x, y) : max(max(most, x), y);
+    }
+  }
+  return __all_sync(~0u, max(largest[0][0], largest[0][1]) <= rows.limit[0] &&
+                             max(largest[1][0], largest[1][1]) <= rows.limit[1]);
+}
+
+// What is subtracted from a row's scores.
+__device__ __forceinline__ float subtrahend(const Arguments& a, float max) {
+  return __fsub_rn(reference_of(max), static_cast<float>(a.weight_shift));
+}
+
+// A score up to which a row's max stays: its product with weight_factor, rounded, is at most max + max_growth.
+__device__ __forceinline__ int limit_of(const Arguments& a, float max, float max_growth) {
+  constexpr float kMargin = 1 - 0x1p-18f;  // for the roundings, and reciprocal_approx's
+  const float limit = (max + max_growth) * ptx::reciprocal_approx(a.weight_factor) * kMargin;
+  const bool is_known = limit > 0 && !is_large(subtrahend(a, max));
+  return is_known ? __float_as_int(limit) : Rows2::kNone;
+}
+
+// The rows' max with these scores, and what sums and outputs so far are to be multiplied by. True where that of some
+// lane is not 1.
+template <class C>
+__device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& scores, Rows2& rows,
+                                          float (&rescale)[2]) {
   const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
-  bool changes = false, is_large = false;
-  float reference[2], sum[2];
+  bool changes = false;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float before = rows.max[r], now = __fmul_rn(row_max<C>(scores, r), a.weight_factor);
     rows.max[r] = now > before + max_growth ? now : before;
-    reference[r] = reference_of(rows.max[r]);
-    rescale[r] = ptx::exp2_approx(before - reference[r]);
-    reference[r] = __fsub_rn(reference[r], static_cast<float>(a.weight_shift));
+    rescale[r] = ptx::exp2_approx(before - reference_of(rows.max[r]));
+    rows.sum[r] = __fmul_rn(rows.sum[r], rescale[r]);
+    rows.limit[r] = limit_of(a, rows.max[r], max_growth);
     changes |= !(rescale[r] == 1);
-    is_large |= fabsf(reference[r]) >= kLargeReference;
   }
-  if (__any_sync(~0u, is_large)) {
-    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], reference[r]); }, scores,
+  return __any_sync(~0u, changes);
+}
+
+// Scores to weights, which are added to the rows' sums. `may_be_large`: the references, which else have limits.
+template <class C>
+__device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, Rows2& rows,
+                                        Scores<C>& scores) {
+  const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
+  float sum[2];
+  if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
+    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, scores,
              sum);
   } else {
     weigh<C>([&](float s,
-                 int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -reference[r])); },
+                 int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -subtracted[r])); },
              scores, sum);
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) rows.sum[r] = __fmaf_rn(rows.sum[r], rescale[r], sum[r]);
-  return __any_sync(~0u, changes);
+  for (int r = 0; r < 2; ++r) rows.sum[r] = __fadd_rn(rows.sum[r], sum[r]);
 }
 
 template <class C>

@@ -44,7 +44,7 @@ bool encode(const Arguments& a, const CacheView& cache, int box_rows, CUtensorMa
                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   return encode_function()(&map, type, 4, const_cast<void*>(cache.data), dims, stride_bytes, box,
                            steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 

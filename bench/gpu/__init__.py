@@ -1,0 +1,1 @@
+"""pagefill beside the attention of others on an NVIDIA GPU."""
