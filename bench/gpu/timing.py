@@ -17,11 +17,12 @@ Runs = list[Callable[[], object]]
 
 @dataclass
 class Turn:
-    """calls calls, of each set of inputs in turn."""
+    """calls calls, of each set of inputs in turn. A graph does not keep what its calls read: runs do."""
 
     calls: int
     launch: Callable[[], object]
     how: str
+    runs: Runs
 
     def seconds(self) -> float:
         """Of one call. An untimed launch goes before: the GPU never waits for the host, and caches hold
@@ -40,14 +41,14 @@ def _one_by_one(runs: Runs, calls: int) -> Turn:
         for index in range(calls):
             runs[index % len(runs)]()
 
-    return Turn(calls, launch, f"events around {calls} calls")
+    return Turn(calls, launch, f"events around {calls} calls", runs)
 
 
 def _captured(runs: Runs, calls: int) -> Turn:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _one_by_one(runs, calls).launch()
-    return Turn(calls, graph.replay, f"a graph of {calls} calls")
+    return Turn(calls, graph.replay, f"a graph of {calls} calls", runs)
 
 
 def _calls(turn: Turn, num_sets: int) -> int:

@@ -21,14 +21,14 @@ __device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
 // Whether there is one among the values that this thread, of kThreads, looks through.
 template <typename T, int kBytes, int kThreads>
 __device__ __forceinline__ bool finds_not_finite(const char* values, int thread) {
-  bool found = false;
+  uint32_t largest = 0;  // of all numbers without their signs, in either half: those have the largest exponent
 #pragma unroll 4
   for (int i = thread; i < kBytes / 16; i += kThreads) {
     const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];
     for (uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w})
-      found |= pair != finite_pair<T>(pair);
+      largest = __vmaxu2(largest, pair & 0x7fff7fffu);
   }
-  return found;
+  return largest != finite_pair<T>(largest);
 }
 
 // Zeros in their places.

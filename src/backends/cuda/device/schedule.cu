@@ -114,12 +114,13 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
   const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
   bool is_bad = false;
   int64_t segments = 0;  // of all row tiles that this thread looks at
+  SequencePlan p{};
   for (int64_t s = threadIdx.x; s < a.num_seqs; s += blockDim.x) {
     if (!starts_are_good(a, s)) {
       is_bad = true;
       continue;
     }
-    const SequencePlan p = plan_sequence(a, s);
+    p = plan_sequence(a, s);
     sequences[s] = p;
     segments += int64_t{p.num_tiles} * p.num_segments;
   }
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
   for (int64_t base = 0; base < a.num_seqs; base += blockDim.x) {
     const int64_t s = base + threadIdx.x;
     const bool is_there = s < a.num_seqs;
-    SequencePlan p = is_there ? sequences[s] : SequencePlan{};
+    if (a.num_seqs > blockDim.x) p = is_there ? sequences[s] : SequencePlan{};  // else it is at hand
     const bool is_long =
         p.num_segments > 1 && p.num_segments * kTasksPerBlock * a.num_blocks > total_work;
     int64_t total;

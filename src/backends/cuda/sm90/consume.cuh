@@ -84,11 +84,15 @@ struct Consumer {
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 Scores<C>& scores) const {
     if (__builtin_expect(a.weight_factor == 1, 0)) scale_scores<C>(a, scores);
-    const bool has_bad =
-        (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0;
-    if (__builtin_expect(uniform(has_bad) || !all_visible.contains(tile), 0)) {
-      mask_scores<C>(a, notes, keys_of_tile<C>(tile).begin, BothRows(a, task, first_row).keys,
-                     scores);
+    const bool has_bad = uniform(
+        (notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0);
+    if (__builtin_expect(!has_bad && all_visible.contains(tile), 1)) return;
+    const BothRows rows(a, task, first_row);
+    const uint32_t tile_begin = keys_of_tile<C>(tile).begin;
+    if (has_bad || a.mask_value != 0) {
+      mask_scores<C>(a, notes, tile_begin, rows.keys, scores);
+    } else {
+      hide_scores<C>(tile_begin, rows.keys, scores);
     }
   }
 

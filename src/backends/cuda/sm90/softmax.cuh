@@ -27,8 +27,24 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, Scores<C>& scor
   if (a.soft_cap.cap != 0) cap_scores(a.soft_cap, scores);
 }
 
-// -inf for what does not take part, NaN for what lies in no page, mask_value added to what counts though it
-// is not visible. By select: what is not there may hold anything.
+// -inf for what does not take part, where nothing else is to be done. By select: what is not there may hold anything.
+template <class C>
+__device__ __forceinline__ void hide_scores(uint32_t tile_begin, const RowKeys (&rows)[2],
+                                            Scores<C>& scores) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const KeyInterval keys = rows[r].attended;
+    const uint32_t first = tile_begin + threadIdx.x % 4 * 2 - keys.begin;
+    const uint32_t count = keys.end - keys.begin;
+#pragma unroll
+    for (int i = 0; i < 2 * C::kScoreCols; ++i) {
+      float& s = scores[i / 2][2 * r + i % 2];
+      if (first + (i / 2 * 8 + i % 2) >= count) s = -kInfinity;
+    }
+  }
+}
+
+// The same, NaN for what lies in no page, and mask_value added to what counts though it is not visible.
 template <class C>
 __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& notes,
                                             uint32_t tile_begin, const RowKeys (&rows)[2],
@@ -39,13 +55,14 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int in_quarter = col * 8 % C::kQuarterKeys + pair + e % 2;
-      const uint32_t key = tile_begin + col * 8 + pair + e % 2;
       float& s = scores[col][e];
-      if (!rows[e / 2].visible.contains(key)) s = __fadd_rn(s, a.mask_value);
+      if (!rows[e / 2].visible.contains(tile_begin + col * 8 + pair + e % 2)) {
+        s = __fadd_rn(s, a.mask_value);
+      }
       if (notes.is_bad[col * 8 / C::kQuarterKeys] >> in_quarter & 1) s = kNaN;
-      if (!rows[e / 2].attended.contains(key)) s = -kInfinity;
     }
   }
+  hide_scores<C>(tile_begin, rows, scores);
 }
 
 // A thread's two rows: what their weights are relative to, and the sums of its own keys' weights.
