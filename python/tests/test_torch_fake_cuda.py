@@ -3,6 +3,7 @@ for CUDA alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
-from pagefill.torch import _attention_operators, _kv_cache, _views, _where
+from pagefill.torch import _attention_operators, _kv_cache, _views, _where, _workspace
 from pagefill.torch import (
     append_kv,
     merge_attention_states,
@@ -123,3 +124,32 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
         ):
             with pytest.raises(NotImplementedError, match=words):
                 call()
+
+
+def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str | None] = []
+
+    def size_of(*arguments: Any) -> int:
+        asked.append(os.environ.get("PAGEFILL_CUDA_TARGET"))
+        arguments[-1]._obj.value = 100 + len(asked)
+        return 0
+
+    monkeypatch.setattr(_where, "_raw_stream", lambda device: 0)
+    monkeypatch.setattr(_workspace, "_size_of", size_of)
+    monkeypatch.setattr(_workspace, "_sizes", {})
+    sizes = []
+    with unset_fake_temporarily():
+        query, *rest = [t.as_subclass(OnDevice) for t in random_tensors()]
+        views = tuple(_views.view("", t) for t in (query, *rest))
+        for target in (None, None, "portable", "portable", None):
+            if target is None:
+                monkeypatch.delenv("PAGEFILL_CUDA_TARGET", raising=False)
+            else:
+                monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
+            memory = _workspace.allocate(query, views, lambda: views, None, (), views[0], None)
+            assert memory is not None
+            sizes.append(memory.numel())
+    assert asked == [None, "portable"]
+    assert sizes == [101, 101, 102, 102, 101]

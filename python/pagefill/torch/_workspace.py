@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pagefill._c.environment import CUDA_TARGET, variable
 from pagefill._c.library import lib
 from pagefill._c.structs import layout_of
 from pagefill.torch._where import context
@@ -35,11 +36,16 @@ def allocate(
     where the call needs none, or will say itself what is wrong. `rest` are the operator's arguments
     behind its metadata.
 
-    The size depends on layouts, options and the device, never on what the tensors hold, so that it
-    is asked for once. Nor does it on the strides of `out`, or on the environment: where these are
-    wrong, the call refuses them itself."""
+    The size depends on layouts, options, the device and the kernels that are chosen by hand, never
+    on what the tensors hold, so that it is asked for once. Nor does it on the strides of `out`:
+    where these are wrong, the call refuses them itself."""
     # A layout says the device as well.
-    key = (*map(layout_of, tensors), out_lse is None, *(map(_described, rest) if rest else ()))
+    key = (
+        variable(CUDA_TARGET),
+        out_lse is None,
+        *map(layout_of, tensors),
+        *(map(_described, rest) if rest else ()),
+    )
     size = _sizes.get(key)
     if size is None:
         asked = c_size_t()
