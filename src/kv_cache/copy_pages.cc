@@ -1,6 +1,9 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <limits>
+#include <new>
+#include <vector>
 
 #include "backend.h"
 #include "checks.h"
@@ -33,6 +36,32 @@ Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64
   return {};
 }
 
+Status check_listed(std::span<const PageCopy> copies, const CopyOptions& options) {
+  if (!copies.empty()) {
+    return invalid_argument(fmt::format(
+        "copies: expected a list or options.copies, got both, the list of {}", copies.size()));
+  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor_of_shapes(
+      "copies", options.copies, {{{"num_copies"}, {"3", 3}}}, Innermost::kAnyStride));
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (options.copies.shape[0] > kMost) {
+    return invalid_argument(fmt::format("copies: expected num_copies up to {}, got {}", kMost,
+                                        options.copies.shape[0]));
+  }
+  return check_dtype("copies", options.copies, {DType::kInt32});
+}
+
+// The copies of a tensor in the memory of the CPU.
+std::vector<PageCopy> read_listed(const TensorView& listed) {
+  std::vector<PageCopy> copies(static_cast<size_t>(listed.shape[0]));
+  const auto* data = static_cast<const int32_t*>(listed.data);
+  for (PageCopy& copy : copies) {
+    copy = {data[0], data[listed.strides[1]], data[2 * listed.strides[1]]};
+    data += listed.strides[0];
+  }
+  return copies;
+}
+
 // The first slots of a page of a cache, or of a cache's scales: one element a slot.
 void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t head_begin,
                int64_t head_end) {
@@ -54,11 +83,14 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const CopyOptions& options,
-                  const Context& context) {
+                  const Context& context) try {
+  const TensorView& listed = options.copies;
   PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
                                               {"value_cache", value_cache},
                                               {"key_scale", options.key_scale},
-                                              {"value_scale", options.value_scale}}));
+                                              {"value_scale", options.value_scale},
+                                              {"copies", listed}}));
+  if (listed.given()) PAGEFILL_RETURN_IF_ERROR(check_listed(copies, options));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(
       check_slot_scale("key_scale", options.key_scale, "key_cache", key_cache));
@@ -68,7 +100,12 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                                           {"value_cache", value_cache},
                                           {"key_scale", options.key_scale},
                                           {"value_scale", options.value_scale}},
-                                         {}));
+                                         {{"copies", listed}}));
+  std::vector<PageCopy> read;
+  if (listed.given() && key_cache.device.type == DeviceType::kCpu) {
+    read = read_listed(listed);
+    copies = read;
+  }
   int64_t num_slots = 0;
   for (size_t i = 0; i < copies.size(); ++i) {
     PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
@@ -80,7 +117,8 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
   if (key_cache.device.type != DeviceType::kCpu) {
     return where->backend->copy_pages(
         {copies, without_idle_strides(key_cache), without_idle_strides(value_cache),
-         without_idle_strides(options.key_scale), without_idle_strides(options.value_scale)},
+         without_idle_strides(options.key_scale), without_idle_strides(options.value_scale),
+         without_idle_strides(listed)},
         where->settings);
   }
 
@@ -97,6 +135,8 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                          if (scale.given()) copy_page(copy, scale, head_begin, head_end);
                        }
                      });
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kResourceExhausted, "copies: out of memory");
 }
 
 }  // namespace pagefill

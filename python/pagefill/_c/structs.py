@@ -77,7 +77,7 @@ class OptionFlag:
 
 _OPTIONS = Struct("@NI3fq4P")
 _APPEND_OPTIONS = Struct("@N5P")
-_COPY_OPTIONS = Struct("@N2P")
+_COPY_OPTIONS = Struct("@N3P")
 # pagefill_context: what is chosen, and what belongs to one call.
 _CONTEXT_CHOICE = Struct("@Ni3P")
 _CONTEXT_CALL = Struct("@PN2P")
@@ -158,9 +158,11 @@ def append_options(
     )
 
 
-def copy_options(key_scale: bytes | None = None, value_scale: bytes | None = None) -> bytes | None:
+def copy_options(
+    key_scale: bytes | None = None, value_scale: bytes | None = None, copies: bytes | None = None
+) -> bytes | None:
     """pagefill_copy_options of packed tensors, or None for the default."""
-    return _with_pointers(_COPY_OPTIONS, key_scale, value_scale)
+    return _with_pointers(_COPY_OPTIONS, key_scale, value_scale, copies)
 
 
 @lru_cache(maxsize=256, typed=True)

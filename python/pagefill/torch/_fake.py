@@ -133,6 +133,29 @@ def merge(
     _rules.settings(output_a.device, *where)
 
 
+def check_copies(copies: Tensor) -> None:
+    _rules.tensor("copies", copies, ["num_copies", ("3", 3)], any_stride=True)
+    _rules.dtype("copies", copies, torch.int32)
+
+
+def copy(
+    copies: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    status: Tensor | None = None,
+) -> None:
+    check_copies(copies)
+    _rules.caches(key_cache, value_cache)
+    _rules.scale("key_scale", key_scale, "key_cache", key_cache, per_slot_only=True)
+    _rules.scale("value_scale", value_scale, "value_cache", value_cache, per_slot_only=True)
+    _rules.settings(key_cache.device, num_threads, backend, cpu_target, status=status)
+
+
 def append(
     keys: Tensor,
     values: Tensor,

@@ -35,6 +35,7 @@ std::span<const ForwardKernel> forward_kernels();
 cudaError_t launch_schedule(const Arguments& a, cudaStream_t stream);
 cudaError_t launch_append(const AppendArguments& a, cudaStream_t stream);
 cudaError_t launch_copy(const CopyArguments& a, cudaStream_t stream);
+cudaError_t launch_listed_copy(const ListedCopyArguments& a, cudaStream_t stream);
 cudaError_t launch_merge(const MergeArguments& a, cudaStream_t stream);
 cudaError_t launch_combine(const Arguments& a, int num_blocks, cudaStream_t stream);
 
