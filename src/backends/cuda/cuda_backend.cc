@@ -239,8 +239,6 @@ class CudaBackend final : public Backend {
   Result<size_t> workspace_size(const Problem& p, const RunSettings& settings) const override {
     if (is_empty(p)) return size_t{0};
     PAGEFILL_RETURN_IF_ERROR(check_counts(p));
-    const cuda::DeviceGuard guard(p.device.index);
-    PAGEFILL_RETURN_IF_ERROR(guard.status());
     const Result<Plan> plan = cuda::make_plan(p, settings.cuda);
     if (!plan.ok()) return plan.status();
     return plan->workspace_bytes;
