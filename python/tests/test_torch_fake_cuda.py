@@ -68,7 +68,8 @@ def test_what_plans_a_call_is_checked() -> None:
     single = fake(random_tensors())
     short = fake([int32(0, 0)])[0]
     for options, error, words in (
-        ({"max_chunk_size": -1}, ValueError, r"max_chunk_size: expected 0 \(total_tokens\) or"),
+        ({"max_chunk_size": -1}, ValueError, r"max_chunk_size: expected 0 \(chunk_size\) or"),
+        ({"max_context_len": -1}, ValueError, r"max_context_len: expected 0 \(num_pages \* page_s"),
         ({"max_context_len": 2.5}, TypeError, "max_context_len: expected an integer"),
         ({"status": short}, ValueError, r"status: expected shape \[4\], got \[2\]"),
         ({"status": fake([torch.zeros(4)])[0]}, TypeError, "status: expected dtype int32"),
@@ -77,6 +78,8 @@ def test_what_plans_a_call_is_checked() -> None:
     ):
         with pytest.raises(error, match=words):
             prefill_page_attention(*single, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"max_chunk_size: expected 0 \(total_tokens\) or more"):
+        ragged_page_attention(*fake(random_batch()), max_chunk_size=-1)
 
 
 def test_what_plans_a_call_is_refused_on_the_cpu_with_data_and_without() -> None:
@@ -133,7 +136,7 @@ def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
 
     def size_of(*arguments: Any) -> int:
         asked.append(os.environ.get("PAGEFILL_CUDA_TARGET"))
-        arguments[-1]._obj.value = 100 + len(asked)
+        arguments[-1]._obj.value = 400 + 4 * len(asked)
         return 0
 
     monkeypatch.setattr(_where, "_raw_stream", lambda device: 0)
@@ -148,7 +151,9 @@ def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
                 monkeypatch.delenv("PAGEFILL_CUDA_TARGET", raising=False)
             else:
                 monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
-            memory = _workspace.allocate(query, views, lambda: views, None, (), views[0], None)
+            memory = _workspace.allocate(
+                query, views, lambda tensors, _: tensors, rest[-1], None, (), views[0], None
+            )
             assert memory is not None
             sizes.append(memory.numel())
     assert asked == [None, "portable"]

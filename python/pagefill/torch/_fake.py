@@ -57,7 +57,7 @@ def _attention(
     if out_lse is not None:
         _rules.tensor("out_lse", out_lse, [(tokens_name, tokens), heads])
         _rules.dtype("out_lse", out_lse, torch.float32)
-    _rules.settings(query.device, *where)
+    _rules.settings(query.device, *where, tokens_name=tokens_name)
 
 
 def _start(kv_start: Tensor | None, num_seqs: int) -> None:

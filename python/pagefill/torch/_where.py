@@ -47,7 +47,7 @@ def context(
             max_chunk_size or 0,
             max_context_len or 0,
             None if status is None else view("status", status),
-            *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
+            *(() if workspace is None else (workspace.data_ptr(), workspace.nbytes)),
         )
     if max_chunk_size is not None or max_context_len is not None or status is not None:
         refuse_cuda_settings(max_chunk_size, max_context_len, status)
