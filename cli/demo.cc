@@ -166,9 +166,11 @@ int demo(const WhereOptions& arguments) {
   const Result<DemoRun> run = serve(*engine);
   if (!run.ok()) return wrong_use(run.status().message());
 
-  fmt::print("pagefill {}: backend {}{}{}, {} thread{}\n", version(), choice->backend,
-             choice->target.empty() ? "" : " ", choice->target, choice->num_threads,
-             choice->num_threads == 1 ? "" : "s");
+  const bool on_device = runs_on_device(context);
+  const std::string threads =
+      fmt::format(", {} thread{}", choice->num_threads, choice->num_threads == 1 ? "" : "s");
+  fmt::print("pagefill {}: backend {}{}{}{}\n", version(), choice->backend,
+             choice->target.empty() ? "" : " ", choice->target, on_device ? "" : threads);
   fmt::print(
       "{} sequences in one cache of {} pages of {} slots; {} query heads over {} KV heads, "
       "head_dim {}\n\n",
@@ -182,7 +184,7 @@ int demo(const WhereOptions& arguments) {
       "The users share the system prompt's full pages; its half-full last one was copied {} "
       "times.\n\n",
       engine->num_copied_pages());
-  if (runs_on_device(context)) {
+  if (on_device) {
     const Result<int> num_apart = compare_with_cpu(*run);
     if (!num_apart.ok()) return wrong_use(num_apart.status().message());
     if (*num_apart > 0) {
