@@ -24,7 +24,8 @@ def _abstract(
     *operands: jax.core.ShapedArray, given: tuple[str, ...]
 ) -> list[jax.core.ShapedArray]:
     if is_known(*operands):
-        check_copy(*operands[:NUM_OPERANDS], dict(zip(given, operands[NUM_OPERANDS:], strict=True)))
+        copies, key_cache, value_cache, *optional = operands
+        check_copy(copies, key_cache, value_cache, dict(zip(given, optional, strict=True)))
     return [jax.core.ShapedArray(operands[i].shape, operands[i].dtype) for i in _aliases(given)]
 
 

@@ -73,6 +73,7 @@ def settings(
     max_chunk_size: int | None = None,
     max_context_len: int | None = None,
     status: Tensor | None = None,
+    *,
     tokens_name: str = "total_tokens",
 ) -> None:
     if device.type != "cuda":
