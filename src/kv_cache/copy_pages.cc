@@ -2,8 +2,6 @@
 
 #include <cstring>
 #include <limits>
-#include <new>
-#include <vector>
 
 #include "backend.h"
 #include "checks.h"
@@ -14,7 +12,7 @@
 namespace pagefill {
 namespace {
 
-Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64_t page_size) {
+Status check_copy(const PageCopy& copy, int64_t i, int64_t total_num_pages, int64_t page_size) {
   const auto outside = [&](const char* what, int64_t expected_max, int64_t got) {
     return invalid_argument(fmt::format("copies: expected {} from 0 to {}, got {} in copy {}", what,
                                         expected_max, got, i));
@@ -51,16 +49,18 @@ Status check_listed(std::span<const PageCopy> copies, const CopyOptions& options
   return check_dtype("copies", options.copies, {DType::kInt32});
 }
 
-// The copies of a tensor in the memory of the CPU.
-std::vector<PageCopy> read_listed(const TensorView& listed) {
-  std::vector<PageCopy> copies(static_cast<size_t>(listed.shape[0]));
-  const auto* data = static_cast<const int32_t*>(listed.data);
-  for (PageCopy& copy : copies) {
-    copy = {data[0], data[listed.strides[1]], data[2 * listed.strides[1]]};
-    data += listed.strides[0];
+// The copies of a list, or of a tensor in the memory of the CPU.
+struct Copies {
+  std::span<const PageCopy> list;
+  TensorView listed{};  // or not given
+
+  int64_t size() const { return listed.given() ? listed.shape[0] : std::ssize(list); }
+  PageCopy operator[](int64_t i) const {
+    if (!listed.given()) return list[static_cast<size_t>(i)];
+    const auto* numbers = static_cast<const int32_t*>(listed.data) + i * listed.strides[0];
+    return {numbers[0], numbers[listed.strides[1]], numbers[2 * listed.strides[1]]};
   }
-  return copies;
-}
+};
 
 // The first slots of a page of a cache, or of a cache's scales: one element a slot.
 void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t head_begin,
@@ -83,7 +83,7 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const CopyOptions& options,
-                  const Context& context) try {
+                  const Context& context) {
   const TensorView& listed = options.copies;
   PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
                                               {"value_cache", value_cache},
@@ -101,20 +101,17 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                                           {"key_scale", options.key_scale},
                                           {"value_scale", options.value_scale}},
                                          {{"copies", listed}}));
-  std::vector<PageCopy> read;
-  if (listed.given() && key_cache.device.type == DeviceType::kCpu) {
-    read = read_listed(listed);
-    copies = read;
-  }
+  const bool on_cpu = key_cache.device.type == DeviceType::kCpu;
+  const Copies all{copies, on_cpu ? without_idle_strides(listed) : TensorView()};
   int64_t num_slots = 0;
-  for (size_t i = 0; i < copies.size(); ++i) {
-    PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
-    num_slots += copies[i].num_slots;
+  for (int64_t i = 0; i < all.size(); ++i) {
+    PAGEFILL_RETURN_IF_ERROR(check_copy(all[i], i, key_cache.shape[1], key_cache.shape[2]));
+    num_slots += all[i].num_slots;
   }
   const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
   PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
-  if (key_cache.device.type != DeviceType::kCpu) {
+  if (!on_cpu) {
     return where->backend->copy_pages(
         {copies, without_idle_strides(key_cache), without_idle_strides(value_cache),
          without_idle_strides(options.key_scale), without_idle_strides(options.value_scale),
@@ -130,13 +127,11 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                        const bool is_key = cache == Cache::kKey;
                        const auto& elements = is_key ? key_cache : value_cache;
                        const auto& scale = is_key ? options.key_scale : options.value_scale;
-                       for (const PageCopy& copy : copies) {
-                         copy_page(copy, elements, head_begin, head_end);
-                         if (scale.given()) copy_page(copy, scale, head_begin, head_end);
+                       for (int64_t i = 0; i < all.size(); ++i) {
+                         copy_page(all[i], elements, head_begin, head_end);
+                         if (scale.given()) copy_page(all[i], scale, head_begin, head_end);
                        }
                      });
-} catch (const std::bad_alloc&) {
-  return Status(StatusCode::kResourceExhausted, "copies: out of memory");
 }
 
 }  // namespace pagefill

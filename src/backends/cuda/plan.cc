@@ -70,8 +70,10 @@ const ForwardKernel* find_kernel(const Problem& p, int compute_capability, std::
 // or more, and the answers never change. (cudaDeviceReset forgets that a kernel may have so much shared memory, as it
 // forgets all memory; after it a launch fails.)
 struct DeviceLimits {
-  int device = -1;
+  int device = 0;
   int compute_capability = 0, num_multiprocessors = 0, max_shared_bytes = 0;
+
+  bool answers(int asked) const { return num_multiprocessors > 0 && device == asked; }
 };
 
 Result<DeviceLimits> ask_device(int device) {
@@ -93,7 +95,7 @@ Result<DeviceLimits> ask_device(int device) {
 struct KernelFit {
   // What is asked.
   const ForwardKernel* kernel = nullptr;
-  int device = -1, head_dim = 0, element_size = 0;
+  int device = 0, head_dim = 0, element_size = 0;
   // As many rows of a tile as fit, the shared memory of a block, and the blocks that run at once.
   int tile_rows = 0;
   size_t shared_bytes = 0;
@@ -149,7 +151,7 @@ struct Answers {
 Result<DeviceLimits> limits_of(int device) {
   thread_local Answers<DeviceLimits, 16> known;
   for (const DeviceLimits& limits : known.answers) {
-    if (limits.device == device) return limits;
+    if (limits.answers(device)) return limits;
   }
   const Result<DeviceLimits> asked = ask_device(device);
   return asked.ok() ? known.keep(*asked) : asked;
