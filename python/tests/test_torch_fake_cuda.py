@@ -14,9 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
-from pagefill.torch import _attention_operators, _kv_cache, _views, _where, _workspace
+from pagefill.torch import (
+    _attention_operators,
+    _copy_pages,
+    _kv_cache,
+    _views,
+    _where,
+    _workspace,
+)
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -43,6 +51,11 @@ def test_results_are_on_the_device_of_the_arguments() -> None:
     merged = merge_attention_states(output, lse, output, lse)
     assert [t.shape for t in merged] == [output.shape, lse.shape]
     append_kv(*fake(random_tokens(random_batch()), "cuda:1"), *batch[1:])
+    for device in ("cpu", "cuda:1"):
+        copy_pages(fake([int32(0, 1, 8).view(1, 3)], device)[0], *batch[1:3])
+    words = "copies: expected memory of CUDA device 1, where key_cache is, got memory of CUDA device"
+    with pytest.raises(NotImplementedError, match=words):
+        copy_pages(fake([int32(0, 1, 8).view(1, 3)], "cuda:0")[0], *batch[1:3])
 
 
 def test_an_integer_becomes_a_tensor_of_the_device() -> None:
@@ -124,6 +137,8 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
             lambda: _attention_operators._prefill(out[0], None, *single),
             lambda: _attention_operators._ragged(out[1], None, *batch, 0.5, None, None, 3),
             lambda: _kv_cache._append(*tokens, *batch[1:]),
+            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3), *batch[1:3]),
+            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3).as_subclass(OnDevice), *batch[1:3]),
         ):
             with pytest.raises(NotImplementedError, match=words):
                 call()
