@@ -87,7 +87,8 @@ def test_a_file_that_is_no_library_is_an_import_error_that_names_variable_and_fi
 
 
 def test_another_library_is_an_import_error_that_names_variable_and_file() -> None:
-    libc = next(line.split()[-1] for line in Path("/proc/self/maps").open() if "libc.so" in line)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libc = next(line.split()[-1] for line in maps if "libc.so" in line)
     result = run(sys.executable, "-c", "import pagefill", env={"PAGEFILL_LIBRARY": libc})
     assert result.returncode == 1
     named = f"expected the library of the variable PAGEFILL_LIBRARY at {libc} to be libpagefill"
