@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -90,6 +91,51 @@ Result<int> print_sequences(const Engine& engine, const DemoRun& run, const Cont
   return num_different;
 }
 
+// Two results in float32, of one formula: how far apart they are, and may be.
+struct Difference {
+  double largest = 0;
+  double share = 0;  // of what is allowed there
+};
+
+// Twice what `verify` lets a result be off by, of the largest value, with scores up to 8 (accuracy.h).
+Difference output_difference(const Sequence& sequence, const Attended& other) {
+  double largest_value = 0;
+  for (const float x : sequence.tokens.values) {
+    largest_value = std::max(largest_value, std::abs(double{x}));
+  }
+  const double allowed = 2 * 0x1p-24 * largest_value *
+                         (3 * std::sqrt(static_cast<double>(sequence.context_len)) +
+                          8 * (4 + std::sqrt(static_cast<double>(kHeadDim)) / 2));
+  Difference difference;
+  for (size_t i = 0; i < other.output.size(); ++i) {
+    const double error = std::abs(double{other.output[i]} - sequence.attended.output[i]);
+    difference.largest = std::max(difference.largest, error);
+    if (!(error <= allowed)) difference.share = 2;  // of a NaN, too
+    difference.share = std::max(difference.share, error / allowed);
+  }
+  return difference;
+}
+
+// The same sequences on the CPU, whose bits are others: 0 where all agree within rounding.
+Result<int> compare_with_cpu(const DemoRun& run) {
+  Context cpu;
+  cpu.backend = "cpu";
+  Difference worst;
+  int num_different = 0;
+  for (const Sequence& sequence : run.sequences) {
+    const Result<Attended> whole = whole_prefill(sequence.tokens, cpu);
+    if (!whole.ok()) return whole.status();
+    const Difference difference = output_difference(sequence, *whole);
+    num_different += difference.share > 1 ? 1 : 0;
+    worst.largest = std::max(worst.largest, difference.largest);
+    worst.share = std::max(worst.share, difference.share);
+  }
+  fmt::print(
+      "Outputs differ from those of the CPU by up to {:.1e}, {:.0f} % of what is allowed.\n\n",
+      worst.largest, 100 * worst.share);
+  return num_different;
+}
+
 void print_memory(const Engine& engine, const DemoRun& run) {
   const int64_t bytes_per_slot = 2 * kNumKvHeads * kHeadDim * int64_t{sizeof(float)};
   const auto num_sequences = static_cast<int64_t>(run.sequences.size());
@@ -120,9 +166,11 @@ int demo(const WhereOptions& arguments) {
   const Result<DemoRun> run = serve(*engine);
   if (!run.ok()) return wrong_use(run.status().message());
 
-  fmt::print("pagefill {}: backend {}{}{}, {} thread{}\n", version(), choice->backend,
-             choice->target.empty() ? "" : " ", choice->target, choice->num_threads,
-             choice->num_threads == 1 ? "" : "s");
+  const bool on_device = runs_on_device(context);
+  const std::string threads =
+      fmt::format(", {} thread{}", choice->num_threads, choice->num_threads == 1 ? "" : "s");
+  fmt::print("pagefill {}: backend {}{}{}{}\n", version(), choice->backend,
+             choice->target.empty() ? "" : " ", choice->target, on_device ? "" : threads);
   fmt::print(
       "{} sequences in one cache of {} pages of {} slots; {} query heads over {} KV heads, "
       "head_dim {}\n\n",
@@ -136,6 +184,15 @@ int demo(const WhereOptions& arguments) {
       "The users share the system prompt's full pages; its half-full last one was copied {} "
       "times.\n\n",
       engine->num_copied_pages());
+  if (on_device) {
+    const Result<int> num_apart = compare_with_cpu(*run);
+    if (!num_apart.ok()) return wrong_use(num_apart.status().message());
+    if (*num_apart > 0) {
+      fmt::print("{} of {} sequences differ from the CPU's by more.\n", *num_apart,
+                 run->sequences.size());
+      return kExitCheckFailed;
+    }
+  }
   print_memory(*engine, *run);
   if (*num_different > 0) {
     fmt::print("\n{} of {} sequences differ from one whole prefill.\n", *num_different,

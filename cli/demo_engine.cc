@@ -1,7 +1,11 @@
 #include "demo_engine.h"
 
 #include <algorithm>
+#include <new>
 #include <random>
+
+#include "device_call.h"
+#include "operands.h"
 
 namespace pagefill::cli {
 namespace {
@@ -49,18 +53,36 @@ struct Engine::Batch {
 };
 
 Engine::Engine(PageAllocator allocator, const Context& context)
-    : allocator_(std::move(allocator)), context_(context) {
+    : allocator_(std::move(allocator)),
+      context_(context),
+      on_device_(runs_on_device(context)),
+      key_cache_(new_cache()),
+      value_cache_(new_cache()) {}
+
+MutableTensorView Engine::new_cache() {
   const int64_t num_pages = allocator_.total_num_pages();
-  key_memory_.resize(num_pages * kPageSize * kKvWidth);
-  value_memory_.resize(num_pages * kPageSize * kKvWidth);
-  key_cache_ = {key_memory_.data(), {kNumKvHeads, num_pages, kPageSize, kHeadDim}};
-  value_cache_ = {value_memory_.data(), {kNumKvHeads, num_pages, kPageSize, kHeadDim}};
+  const int64_t num_elements = num_pages * kPageSize * kKvWidth;
+  MutableTensorView cache(static_cast<float*>(nullptr),
+                          {kNumKvHeads, num_pages, kPageSize, kHeadDim});
+  if (!on_device_) {
+    cache.data = memory_.emplace_back(num_elements).data();
+    return cache;
+  }
+  const DeviceMemory& memory = device_memory_.emplace_back(num_elements * sizeof(float));
+  if (status_.ok()) status_ = fill_device(memory.data(), 0, memory.size());
+  cache.data = memory.data();
+  cache.device = kDevice;
+  return cache;
 }
 
-Result<Engine> Engine::create(int64_t total_num_pages, const Context& context) {
+Result<Engine> Engine::create(int64_t total_num_pages, const Context& context) try {
   Result<PageAllocator> allocator = PageAllocator::create(total_num_pages, kPageSize);
   if (!allocator.ok()) return allocator.status();
-  return Engine(std::move(allocator).value(), context);
+  Engine engine(std::move(allocator).value(), context);
+  if (!engine.status_.ok()) return engine.status_;
+  return engine;
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kResourceExhausted, "cache: out of memory");
 }
 
 Result<Sequence> Engine::add(std::string name, const Tokens& prompt, int64_t num_decode,
@@ -122,28 +144,45 @@ Result<Engine::Batch> Engine::gather(std::vector<Sequence>& sequences) {
   return batch;
 }
 
-Status Engine::step(std::vector<Sequence>& sequences) {
+Status Engine::step(std::vector<Sequence>& sequences) try {
   const Result<Batch> gathered = gather(sequences);
   if (!gathered.ok()) return gathered.status();
   const Batch& batch = *gathered;
-  const Tokens& tokens = batch.tokens;
+  const int64_t count = batch.tokens.count;
   const auto num_seqs = static_cast<int64_t>(batch.parts.size());
-  const TensorView page_table(batch.page_table.data(), {num_seqs, batch.max_pages});
+  Attended attended{std::vector<float>(count * kQueryWidth),
+                    std::vector<float>(count * kNumQHeads)};
+  const AttentionOutput host{
+      MutableTensorView(attended.output.data(), {count, kNumQHeads, kHeadDim}),
+      MutableTensorView(attended.lse.data(), {count, kNumQHeads})};
 
-  const Status appended =
-      append_kv(TensorView(tokens.keys.data(), {tokens.count, kNumKvHeads, kHeadDim}),
-                TensorView(tokens.values.data(), {tokens.count, kNumKvHeads, kHeadDim}), key_cache_,
-                value_cache_, batch.query_starts, batch.context_lens, page_table, {}, context_);
-  if (!appended.ok()) return appended;
+  Operands operands(context_, on_device_);
+  const auto tokens = [&](const std::vector<float>& rows, int64_t num_heads) {
+    return operands.copy(TensorView(rows.data(), {count, num_heads, kHeadDim}));
+  };
+  const TensorView query = tokens(batch.tokens.query, kNumQHeads),
+                   keys = tokens(batch.tokens.keys, kNumKvHeads),
+                   values = tokens(batch.tokens.values, kNumKvHeads),
+                   query_starts = operands.copy(TensorView(batch.query_starts)),
+                   context_lens = operands.copy(TensorView(batch.context_lens)),
+                   page_table = operands.copy(
+                       TensorView(batch.page_table.data(), {num_seqs, batch.max_pages}));
+  const AttentionOutput output{operands.copy(host.output), operands.copy(host.lse)};
+  if (!operands.status().ok()) return operands.status();
 
-  Attended attended{std::vector<float>(tokens.count * kQueryWidth),
-                    std::vector<float>(tokens.count * kNumQHeads)};
-  const Status status = ragged_page_attention(
-      TensorView(tokens.query.data(), {tokens.count, kNumQHeads, kHeadDim}), key_cache_,
-      value_cache_, batch.query_starts, batch.context_lens, page_table, {},
-      {MutableTensorView(attended.output.data(), {tokens.count, kNumQHeads, kHeadDim}),
-       MutableTensorView(attended.lse.data(), {tokens.count, kNumQHeads})},
-      context_);
+  Status status = append_kv(keys, values, key_cache_, value_cache_, query_starts, context_lens,
+                            page_table, {}, operands.context());
+  if (!status.ok()) return status;
+  const Result<size_t> size =
+      attention_workspace_size(query, key_cache_, value_cache_, query_starts, context_lens,
+                               page_table, {}, output, operands.context());
+  if (!size.ok()) return size.status();
+  operands.give_workspace(*size);
+  status = ragged_page_attention(query, key_cache_, value_cache_, query_starts, context_lens,
+                                 page_table, {}, output, operands.context());
+  if (status.ok()) status = operands.finish();
+  if (status.ok()) status = operands.copy_back(output.output, host.output);
+  if (status.ok()) status = operands.copy_back(output.lse, host.lse);
   if (!status.ok()) return status;
 
   int64_t row = 0;
@@ -156,6 +195,8 @@ Status Engine::step(std::vector<Sequence>& sequences) {
     row += num_rows;
   }
   return {};
+} catch (const std::bad_alloc&) {
+  return Status(StatusCode::kResourceExhausted, "tokens: out of memory");
 }
 
 Result<Attended> whole_prefill(const Tokens& tokens, const Context& context) {
@@ -169,7 +210,7 @@ Result<Attended> whole_prefill(const Tokens& tokens, const Context& context) {
   };
   Attended attended{std::vector<float>(count * kQueryWidth),
                     std::vector<float>(count * kNumQHeads)};
-  const Status status = prefill_page_attention(
+  const Status status = prefill_from_host(
       TensorView(tokens.query.data(), {count, kNumQHeads, kHeadDim}), one_page(tokens.keys),
       one_page(tokens.values), context_len, page_indices, {},
       {MutableTensorView(attended.output.data(), {count, kNumQHeads, kHeadDim}),

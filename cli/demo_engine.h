@@ -1,5 +1,6 @@
 // A serving engine in small: several sequences in one paged cache, prompts in chunks and decode tokens in
-// one ragged batch a step. Only the attention of one layer; queries, keys and values are random.
+// one ragged batch a step. Only the attention of one layer; queries, keys and values are random. Where the backend
+// works on a CUDA device, the cache stays there; the host has the tokens, the page tables and the results.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "device_memory.h"
 #include "pagefill/attention.h"
 #include "pagefill/kv_cache.h"
 
@@ -67,10 +69,14 @@ class Engine {
 
   Engine(PageAllocator allocator, const Context& context);
   Result<Batch> gather(std::vector<Sequence>& sequences);
+  MutableTensorView new_cache();
 
   PageAllocator allocator_;
   Context context_;
-  std::vector<float> key_memory_, value_memory_;
+  bool on_device_;
+  std::vector<std::vector<float>> memory_;   // of the caches: here,
+  std::vector<DeviceMemory> device_memory_;  // or there
+  Status status_;                            // of making them
   MutableTensorView key_cache_, value_cache_;
   int64_t num_copied_pages_ = 0;
 };

@@ -44,9 +44,10 @@ Status check_workspace(std::span<std::byte> workspace, size_t size, Device devic
 }
 
 // The plan of a call on a CUDA device, without a 0 in it.
-Result<CudaSettings> plan_cuda(const Problem& p, const Context& context) {
+Result<CudaSettings> plan_cuda(const Problem& p, const Context& context, const BatchNames& names) {
   CudaSettings cuda = context.cuda;
-  PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(cuda, p.key_cache));
+  PAGEFILL_RETURN_IF_ERROR(
+      check_cuda_settings(cuda, p.key_cache, names.total_tokens, names.max_pages));
   if (p.device.type == DeviceType::kCpu) return cuda;
   if (context.cancel != nullptr) {
     return Status(
@@ -91,7 +92,7 @@ Result<Call> prepare(const TensorView& query, const TensorView& key_cache,
   if (!problem.ok()) return problem.status();
   Result<Selection> plan = select_backend(context, problem->device.type);
   if (!plan.ok()) return plan.status();
-  Result<CudaSettings> cuda = plan_cuda(*problem, context);
+  Result<CudaSettings> cuda = plan_cuda(*problem, context, names);
   if (!cuda.ok()) return cuda.status();
   plan->settings.cuda = *cuda;
   return Call{std::move(*problem), std::move(*plan)};

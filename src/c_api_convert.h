@@ -44,6 +44,7 @@ static_assert(PAGEFILL_CUDA_CONTEXT_LENS == static_cast<int>(CudaStatusCode::kCo
 static_assert(PAGEFILL_CUDA_KV_START == static_cast<int>(CudaStatusCode::kKvStart));
 static_assert(PAGEFILL_CUDA_PAGE_TABLE == static_cast<int>(CudaStatusCode::kPageTable));
 static_assert(PAGEFILL_CUDA_CHUNK_SIZE == static_cast<int>(CudaStatusCode::kChunkSize));
+static_assert(PAGEFILL_CUDA_COPIES == static_cast<int>(CudaStatusCode::kCopies));
 static_assert(PAGEFILL_MAX_RANK == kMaxRank);
 static_assert(PAGEFILL_WORKSPACE_ALIGNMENT == kWorkspaceAlignment);
 
@@ -51,6 +52,7 @@ static_assert(PAGEFILL_WORKSPACE_ALIGNMENT == kWorkspaceAlignment);
 inline constexpr size_t kContextWithoutCancel = offsetof(pagefill_context, cancel);
 inline constexpr size_t kContextWithoutCuda = offsetof(pagefill_context, cuda_stream);
 inline constexpr size_t kFirstBackendInfoSize = offsetof(pagefill_backend_info, memory);
+inline constexpr size_t kFirstCopyOptionsSize = offsetof(pagefill_copy_options, copies);
 
 inline constexpr auto kLastDType = static_cast<int32_t>(DType::kFloat8E5M2);
 
@@ -186,9 +188,11 @@ class Arguments {
 
   // Null is the default.
   CopyOptions copy_options(const pagefill_copy_options* options) {
-    if (options == nullptr || !sized("options", options)) return {};
+    if (options == nullptr || !sized("options", options, {kFirstCopyOptionsSize})) return {};
+    const bool is_first = options->struct_size == kFirstCopyOptionsSize;
     return {mutable_optional_tensor("key_scale", options->key_scale),
-            mutable_optional_tensor("value_scale", options->value_scale)};
+            mutable_optional_tensor("value_scale", options->value_scale),
+            is_first ? TensorView() : optional_tensor("copies", options->copies)};
   }
 
   // Null is the default. `converted` stays where it is as long as it is used.

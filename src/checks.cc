@@ -129,7 +129,8 @@ Status check_same_device(std::initializer_list<NamedTensor> tensors) {
   return {};
 }
 
-Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache) {
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache,
+                           std::string_view total_tokens, std::string_view max_pages) {
   if (cache.device.type == DeviceType::kCpu) {
     if (cuda.stream == nullptr && cuda.max_chunk_size == 0 && cuda.max_context_len == 0 &&
         !cuda.status.given()) {
@@ -139,12 +140,12 @@ Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache) {
         "cuda: expected no settings for a CUDA device with tensors in memory of the CPU, got some");
   }
   if (cuda.max_chunk_size < 0) {
-    return invalid_argument(fmt::format(
-        "cuda.max_chunk_size: expected 0 (total_tokens) or more, got {}", cuda.max_chunk_size));
+    return invalid_argument(fmt::format("cuda.max_chunk_size: expected 0 ({}) or more, got {}",
+                                        total_tokens, cuda.max_chunk_size));
   }
   if (cuda.max_context_len < 0) {
     return invalid_argument(
-        fmt::format("cuda.max_context_len: expected 0 (max_pages * page_size) or more, got {}",
+        fmt::format("cuda.max_context_len: expected 0 ({} * page_size) or more, got {}", max_pages,
                     cuda.max_context_len));
   }
   if (!cuda.status.given()) return {};

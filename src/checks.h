@@ -63,8 +63,11 @@ Status check_written(std::initializer_list<NamedTensor> written,
 // All that are given lie in one place.
 Status check_same_device(std::initializer_list<NamedTensor> tensors);
 
-// Settings of a call whose tensors lie where `cache` does: none on the CPU.
-Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache);
+// Settings of a call whose tensors lie where `cache` does: none on the CPU. The names are those of the dimensions
+// that the maxima's defaults come from.
+Status check_cuda_settings(const CudaSettings& cuda, const TensorView& cache,
+                           std::string_view total_tokens = "total_tokens",
+                           std::string_view max_pages = "max_pages");
 
 // "the CPU", "CUDA device 0".
 std::string device_string(Device device);

@@ -110,6 +110,7 @@ struct AppendProblem {
 struct CopyProblem {
   std::span<const PageCopy> copies;
   MutableTensorView key_cache, value_cache, key_scale, value_scale;
+  TensorView listed;  // or not given: the copies, on the device, in place of the others
 };
 
 // A merge_attention_states whose arguments have been checked.

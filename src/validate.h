@@ -21,10 +21,12 @@ struct BatchNames {
   const char* context_lens = "context_lens";
   const char* page_table = "page_table";
   const char* total_tokens = "total_tokens";
+  const char* max_pages = "max_pages";
   bool has_query_starts = true;  // the single call has none
 };
 inline constexpr BatchNames kRaggedNames{};
-inline constexpr BatchNames kSingleNames{"context_len", "page_indices", "chunk_size", false};
+inline constexpr BatchNames kSingleNames{"context_len", "page_indices", "chunk_size", "num_pages",
+                                         false};
 
 // The call as a Problem, or the first rule that it breaks.
 Result<Problem> validate(const TensorView& query, const TensorView& key_cache,

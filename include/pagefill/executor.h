@@ -59,6 +59,9 @@ enum class CudaStatusCode : int32_t {
   kKvStart = 3,      // below 0
   kPageTable = 4,    // entry `entry` of the sequence's row of the table is no page of the cache
   kChunkSize = 5,    // more rows than max_chunk_size
+  // Number `entry` of copy `sequence` of CopyOptions::copies is no page of the cache, no number of slots, or a
+  // destination that is the source; that copy is not done.
+  kCopies = 6,
 };
 
 // Alignment that a workspace's first byte must have.

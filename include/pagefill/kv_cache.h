@@ -62,6 +62,10 @@ struct CopyOptions {
   // the elements. Scales per tensor or per KV head have nothing to move.
   MutableTensorView key_scale{};
   MutableTensorView value_scale{};
+  // int32 [num_copies, 3] where the caches lie, strides free, in place of the list: source, destination,
+  // num_slots. On a CUDA device they are read there, so that a captured graph replays other copies; one that is
+  // bad is not done, and reported (CudaStatusCode::kCopies).
+  TensorView copies{};
 };
 
 // Carries out copies of pages in a cache, all KV heads, in their order. The caches are as in append_kv.

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from pagefill._c import options, structs, views
 from pagefill._c.library import check, lib
 from pagefill._c.options import Integers, Lengths, integer
-from pagefill._c.structs import INT32_MAX
 from pagefill._c.views import Array
 from pagefill._typing import Where
 
@@ -118,7 +117,7 @@ def copy_pages(
         ValueError: a page or slot is not in the cache, or a shape disagrees; nothing is written.
         TypeError: a dtype breaks a rule. NotImplementedError: memory of a GPU.
     """
-    rows = _rows(copies)
+    rows = options.page_copies(copies)
     packed = np.array(rows, np.int32).tobytes()
     settings = structs.copy_options(
         None if key_scale is None else views.write("key_scale", key_scale),
@@ -134,18 +133,6 @@ def copy_pages(
             options.where(where),
         )
     )
-
-
-def _rows(copies: Iterable[Iterable[int]]) -> list[tuple[int, ...]]:
-    try:
-        rows = [tuple(copy) for copy in copies]
-    except TypeError:
-        raise TypeError(
-            f"copies: expected (source, destination, num_slots) each, got {copies!r}"
-        ) from None
-    if any(len(row) != 3 for row in rows):
-        raise ValueError(f"copies: expected (source, destination, num_slots) each, got {rows}")
-    return [tuple(integer("copies", number, INT32_MAX) for number in row) for row in rows]
 
 
 class PageAllocator:

@@ -19,11 +19,13 @@ namespace pagefill::jax {
 extern "C" {
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_append_kv(XLA_FFI_CallFrame* call_frame);
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_copy_pages(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_merge(XLA_FFI_CallFrame* call_frame);
 #if PAGEFILL_WITH_CUDA
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention_cuda(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_attention_scratch_cuda(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_append_kv_cuda(XLA_FFI_CallFrame* call_frame);
+PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_copy_pages_cuda(XLA_FFI_CallFrame* call_frame);
 PAGEFILL_EXPORT XLA_FFI_Error* pagefill_jax_merge_cuda(XLA_FFI_CallFrame* call_frame);
 #endif
 }

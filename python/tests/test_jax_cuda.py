@@ -107,6 +107,15 @@ def test_scratch_memory_gives_the_same_bits(monkeypatch):
     assert bits(attend(*single)) == bits(want[1])
 
 
+def test_another_choice_of_kernels_gets_a_workspace_of_its_size(monkeypatch):
+    case = problem(chunk=300, context=5000, dtype=np.float16)
+    want = pagefill.prefill_page_attention(*case.arguments)
+    arguments = on_gpu(case.arguments)
+    for target in ("auto", "portable", "auto"):
+        monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
+        assert_close(pagefill.jax.prefill_page_attention(*arguments), want)
+
+
 def test_another_length_compiles_nothing():
     query, keys, values, _, pages = on_gpu(problem(context=100).arguments)
     traces = []
@@ -170,6 +179,35 @@ def test_append_kv_writes_the_bits_of_the_cpu_in_place(cache_dtype):
     here = [cache.copy() for cache in caches]
     pagefill.append_kv(*tokens, *here, *place, **options)
     assert [bits(array) for array in got] == [bits(a) for a in (*here, *options.values())]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int8])
+def test_copy_pages_writes_the_bits_of_the_cpu_in_place(dtype):
+    random = np.random.default_rng(0)
+    caches = random.standard_normal((2, 2, 9, 16, 32), np.float32).astype(dtype)
+    options, names = {}, ["key_cache", "value_cache"]
+    if dtype == np.int8:
+        options = {f"{k}_scale": random.random((2, 9, 16), np.float32) for k in ("key", "value")}
+        names += options
+    copy = jax.jit(pagefill.jax.copy_pages, donate_argnames=names)
+    there, given = on_gpu(caches), dict(zip(options, on_gpu(options.values()), strict=True))
+    places = [array.unsafe_buffer_pointer() for array in (*there, *given.values())]
+    for copies in ([(3, 5, 16), (5, 0, 3), (1, 5, 2)], [(0, 8, 1), (8, 7, 16), (0, 1, 0)]):
+        (numbers,) = on_gpu([np.array(copies, np.int32)])
+        got = copy(numbers, *there, **given)
+        assert [array.unsafe_buffer_pointer() for array in got] == places
+        pagefill.copy_pages(copies, *caches, **options)
+        assert [bits(array) for array in got] == [bits(a) for a in (*caches, *options.values())]
+        there, given = got[:2], dict(zip(options, got[2:], strict=True))
+
+
+def test_a_bad_copy_is_not_done_and_status_says_so():
+    _, keys, values, *_ = ragged_problem()
+    copies, none = [(0, 1, 16), (0, 10, 1), (1, 2, 17)], jnp.zeros(4, jnp.int32)
+    *got, status = pagefill.jax.copy_pages(copies, *on_gpu([keys, values]), status=none)
+    assert status.tolist() == [6, 1, 1, 10]
+    pagefill.copy_pages(copies[:1], keys, values)
+    assert [bits(array) for array in got] == [bits(keys), bits(values)]
 
 
 def test_merged_states_are_those_of_the_cpu_within_rounding():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
-import jax_support  # noqa: F401, before jax
+from jax_support import operands_of, problem  # before jax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,31 @@ def test_the_workspace_is_the_largest_that_a_gpu_of_this_process_needs(monkeypat
         assert _check.cuda_workspace(*call) is None
     monkeypatch.setattr(_check, "_gpus", list)
     assert _check.cuda_workspace(*call) is None
+
+
+def test_a_call_is_compiled_anew_for_the_kernels_that_the_environment_names(monkeypatch):
+    traces = []
+
+    def bind(*operands, **params):
+        traces.append(os.environ.get("PAGEFILL_CUDA_TARGET"))
+        return own(*operands, **params)
+
+    own, arrays = _attention.bind, operands_of(problem())
+    monkeypatch.setattr(_attention, "bind", bind)
+    for target in ("auto", "auto", "portable", "auto"):
+        monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
+        prefill(*arrays, sliding_window=79)
+    assert traces == ["auto", "portable"]
+
+
+def test_copy_pages_is_one_call_in_place():
+    text = lowered(
+        lambda *a: pagefill.jax.copy_pages(*a, status=jnp.zeros(4, jnp.int32)),
+        (int32(3, 3), CACHE, CACHE),
+        "cuda",
+    )
+    assert targets(text) == ["pagefill_copy_pages"]
+    assert re.findall(r"operand_index = (\d)", text) == ["1", "2", "3"]
 
 
 def test_gpus_are_those_that_jax_has_one_of_a_kind(monkeypatch):

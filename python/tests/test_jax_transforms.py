@@ -45,15 +45,15 @@ def test_a_new_length_or_table_does_not_trace_anew():
 
 
 def test_calls_outside_of_jit_do_not_compile_anew_for_a_new_length():
-    from pagefill.jax._attention import attend
+    from pagefill.jax._attention import _compiled
 
     operands = operands_of(problem())
     pagefill.jax.prefill_page_attention(*operands)
-    before = attend._cache_size()
+    before = _compiled._cache_size()
     for length in (24, 50, 99):
         operands[3] = length
         pagefill.jax.prefill_page_attention(*operands)
-    assert attend._cache_size() == before
+    assert _compiled._cache_size() == before
 
 
 def batch_of_calls(size=3):
@@ -340,10 +340,11 @@ def test_sharded_arrays_outside_of_shard_map_give_the_same_bits():
 
 
 def all_calls(operands):
-    """Attention, merge and append_kv, of one step."""
+    """Attention, merge, copy_pages and append_kv, of one step."""
     starts, table = np.array([0, len(operands[0])], np.int32), operands[4][None]
     tokens = operands[0][:, : operands[1].shape[0]]
     caches = pagefill.jax.append_kv(tokens, tokens, *operands[1:3], starts, operands[3], table)
+    caches = pagefill.jax.copy_pages([(0, 1, 16), (1, 2, 5)], *caches)
     state = pagefill.jax.prefill_page_attention(
         operands[0], *caches, *operands[3:], sliding_window=30, return_lse=True
     )

@@ -15,6 +15,7 @@ from torch_cases import bits, int32, random_batch, random_tensors, random_tokens
 
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -52,6 +53,10 @@ def calls() -> dict[str, list[tuple[Any, ...]]]:
         "append_kv": [
             (*tokens, *batch[1:]),
             (*tokens, *quantised, *batch[3:], int32(0, 0, 0), torch.ones(1), None, None, scales[1]),
+        ],
+        "copy_pages": [
+            (int32(0, 1, 8, 1, 2, 3).view(2, 3), *batch[1:3]),
+            (int32(0, 1, 8).view(1, 3), *quantised, scales[1], scales[1].clone(), 2, "cpu"),
         ],
     }
 
@@ -109,6 +114,18 @@ def test_a_compiled_step_has_the_bits_of_the_eager_one() -> None:
 def test_a_compiled_step_may_have_keys_and_values_side_by_side_in_one_tensor() -> None:
     both = torch.stack(random_batch()[1:3], dim=2)
     check_compiled(step_among_others, [both[:, :, 0], both[:, :, 1]], "aot_eager")
+
+
+def test_other_copies_of_pages_compile_nothing() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(copy_pages, backend=counter, fullgraph=True)
+    for numbers in (int32(0, 1, 8, 1, 2, 3), int32(5, 1, 2, 0, 7, 8)):
+        copies = numbers.view(2, 3)
+        wanted, got = random_batch()[1:3], random_batch()[1:3]
+        copy_pages(copies, *wanted)
+        compiled(copies, *got)
+        assert [bits(t) for t in got] == [bits(t) for t in wanted]
+    assert counter.frame_count == 1
 
 
 def test_inductor_appends_in_place() -> None:

@@ -19,6 +19,7 @@ from torch_cases import int32, random_batch, random_tensors, random_tokens, tens
 import pagefill
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -160,6 +161,61 @@ def test_append_kv_writes_the_bits_of_the_cpu(dtype: Any) -> None:
         assert bits(list(given.values())) == bits(list(scales.values()))
 
 
+COPIES = [(3, 5, 8), (5, 0, 3), (1, 5, 2)]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *QUANTISED], ids=str)
+def test_copy_pages_writes_the_bits_of_the_cpu(dtype: Any) -> None:
+    caches = [(t * 4).to(dtype) for t in random_batch()[1:3]]
+    scales: dict[str, Tensor] = {}
+    if dtype in QUANTISED:
+        scales = {f"{k}_scale": torch.rand(2, 12, 8) for k in ("key", "value")}
+    here = [t.clone() for t in caches]
+    moved = {name: t.clone() for name, t in scales.items()}
+    copy_pages(COPIES, *here, **moved)
+    numbers = torch.tensor(COPIES)
+    for copies in (COPIES, numbers, numbers.int().cuda(), numbers.cuda().t().contiguous().t()):
+        there, given = cuda(caches), cuda(scales)
+        copy_pages(copies, *there, **given)
+        assert bits(there) == bits(here)
+        assert bits(list(given.values())) == bits(list(moved.values()))
+
+
+def test_a_bad_copy_is_refused_on_the_cpu_and_reported_on_the_device() -> None:
+    caches = cuda(random_batch()[1:3])
+    wanted = [t.clone() for t in caches]
+    copies, status = [(0, 1, 1), (0, 12, 1)], cuda(int32(0, 0, 0, 0))
+    with pytest.raises(ValueError, match="copies: expected a destination from 0 to 11, got 12 in"):
+        copy_pages(copies, *caches)
+    assert bits(caches) == bits(wanted)
+    copy_pages(torch.tensor(copies).cuda(), *caches, status=status)
+    assert status.tolist() == [6, 1, 1, 12]
+    copy_pages(copies[:1], *wanted)
+    assert bits(caches) == bits(wanted)
+    with pytest.raises(NotImplementedError, match="value_cache: expected memory of CUDA device 0"):
+        copy_pages(copies, caches[0], caches[1].cpu())
+    with pytest.raises(ValueError, match=r"copies: expected shape \[num_copies, 3\]"):
+        copy_pages(torch.tensor(copies)[:, :2], *caches)
+
+
+def test_a_graph_copies_what_stands_on_the_device_when_it_is_replayed() -> None:
+    caches, copies = cuda(random_batch()[1:3]), cuda(torch.tensor(COPIES).int())
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        copy_pages(copies, *caches)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        copy_pages(copies, *caches)
+    for other in (COPIES, [(0, 11, 8), (11, 2, 4), (0, 1, 0)]):
+        wanted = [t.clone() for t in caches]
+        copy_pages(other, *wanted)
+        copies.copy_(torch.tensor(other))
+        graph.replay()
+        assert bits(caches) == bits(wanted)
+
+
 def test_merged_states_are_those_of_the_cpu_within_rounding() -> None:
     batch = random_batch()
     a = ragged_page_attention(*batch, return_lse=True)
@@ -255,6 +311,7 @@ def test_opcheck_passes_on_tensors_of_the_device() -> None:
         "ragged_page_attention_out": (*map(torch.clone, state), *batch, *options, status),
         "merge_attention_states": (*state, *state),
         "append_kv": (*tokens, *batch[1:]),
+        "copy_pages": (cuda(int32(0, 1, 8).view(1, 3)), *batch[1:3], None, None, None, None, None),
     }
     for name, arguments in calls.items():
         with warnings.catch_warnings():
@@ -311,7 +368,8 @@ def test_bad_arguments_have_the_messages_of_the_cpu() -> None:
         ((query[:, :3], keys, values, length, pages), {}, "query: expected num_q_heads a multiple"),
         ((query, keys, values, length[:0], pages), {}, "context_len: expected shape"),
         (good, {"num_threads": 2}, "num_threads: expected None"),
-        (good, {"max_context_len": -1}, "^max_context_len: expected 0"),
+        (good, {"max_context_len": -1}, r"^max_context_len: expected 0 \(num_pages \* page_size"),
+        (good, {"max_chunk_size": -1}, r"^max_chunk_size: expected 0 \(chunk_size\)"),
         (good, {"out": query}, "^out: .*query"),
         (good, {"status": length}, "^status: expected shape"),
         (good, {"softmax_scale": math.nan}, "softmax_scale: expec"),
@@ -348,6 +406,21 @@ def test_calls_allocate_from_torch_and_give_it_back() -> None:
     output = prefill_page_attention(*arguments)
     assert torch.cuda.memory_allocated() <= before + 2 * output.nbytes
     assert torch.cuda.max_memory_allocated() > before  # the workspace was torch's
+
+
+def test_another_choice_of_kernels_gets_a_workspace_of_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = {"chunk_size": 300, "context_len": 5000, "head_dim": 64}
+    arguments = [t.half() if t.is_floating_point() else t for t in random_tensors(**shape)]
+    wanted = prefill_page_attention(*arguments)
+    arguments = cuda(arguments)
+    for target in ("auto", "portable", "auto"):
+        monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
+        assert_close(prefill_page_attention(*arguments), wanted)
+    monkeypatch.setenv("PAGEFILL_CUDA_TARGET", "sm20")
+    with pytest.raises(ValueError, match="PAGEFILL_CUDA_TARGET: expected auto or"):
+        prefill_page_attention(*arguments)
 
 
 @pytest.mark.skipif(

@@ -13,6 +13,7 @@ from torch_cases import bits, int32, random_batch, random_tensors, random_tokens
 
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -50,6 +51,11 @@ def append(convert: Convert = unchanged, **changes: Any) -> Any:
     batch = random_batch()
     names = ("keys", "values", "key_cache", "value_cache", *BATCH)
     return call(append_kv, names, [*random_tokens(batch), *batch[1:]], changes, convert)
+
+
+def copy(convert: Convert = unchanged, **changes: Any) -> Any:
+    arguments = [int32(0, 1, 8, 1, 2, 3).view(2, 3), *random_batch()[1:3]]
+    return call(copy_pages, ("copies", "key_cache", "value_cache"), arguments, changes, convert)
 
 
 def call(
@@ -143,6 +149,14 @@ WITHOUT_DATA: list[tuple[Callable[..., Any], type[Exception], str, Change]] = [
         "key_scale: expected none beside",
         INT8 | {"key_scale": floats(1), "chosen_key_scale": floats(2, 12, 8)},
     ),
+    (copy, ValueError, r"copies: expected shape \[num_copies, 3\], got", {"copies": int32(1, 2, 3)}),
+    (copy, TypeError, "copies: expected dtype int32, got float32", {"copies": floats(2, 3)}),
+    (copy, ValueError, "key_cache: expected shape", {"key_cache": floats(12, 8, 16)}),
+    (copy, TypeError, "value_cache: expected dtype", {"value_cache": floats(2, 12, 8, 16).half()}),
+    (copy, ValueError, "value_cache: expected shape", {"value_cache": floats(2, 11, 8, 16)}),
+    (copy, ValueError, "key_scale: expected none, as key_cache", {"key_scale": floats(2, 12, 8)}),
+    (copy, ValueError, "value_scale: expected shape", INT8 | {"value_scale": floats(2)}),
+    (copy, TypeError, "key_scale: expected dtype", INT8 | {"key_scale": floats(2, 12, 8).half()}),
 ]
 
 
@@ -198,6 +212,13 @@ ONLY_WITH_DATA: list[tuple[Callable[..., Any], type[Exception], str, Change]] = 
     (ragged, ValueError, "kv_start: expected", {"kv_start": torch.full((3,), 2**31)}),
     (ragged, ValueError, "query_starts: expected", {"query_starts": int32(0, 5, 4, 6)}),
     (append, ValueError, "page_table: expected pages", {"page_table": torch.full((3, 4), 12)}),
+    (copy, ValueError, "copies: expected a source from 0 to 11, got 12", {"copies": [(12, 1, 8)]}),
+    (copy, ValueError, "copies: .* got -1 in copy 0", {"copies": torch.tensor([[2**40, 1, 8]])}),
+    (copy, ValueError, "copies: expected num_slots from 0 to 8", {"copies": [(0, 1, 9)]}),
+    (copy, ValueError, r"copies: expected \(source, destination, num_slots\)", {"copies": [(0, 1)]}),
+    (copy, TypeError, r"copies: expected \(source, destination, num_slots\)", {"copies": 7}),
+    (copy, TypeError, "copies: expected an integer, got 0.5", {"copies": [(0, 1, 0.5)]}),
+    (copy, TypeError, "key_cache: expected a torch.Tensor", {"key_cache": np.zeros(3)}),
 ]
 
 
@@ -216,6 +237,8 @@ def test_nothing_is_written_after_an_error() -> None:
         prefill(softmax_scale=float("inf"), out=out)
     with pytest.raises(ValueError, match="page_table"):
         append(key_cache=cache, page_table=torch.full((3, 4), 12))
+    with pytest.raises(ValueError, match="copies"):
+        copy(key_cache=cache, copies=[(0, 1, 1), (0, 12, 1)])
     assert (out == 7).all()
     assert (cache == 7).all()
     assert out._version == cache._version == 0
@@ -237,6 +260,7 @@ def gradients() -> list[tuple[Callable[..., Any], Change]]:
         (ragged, {"value_cache": wanting(floats(2, 12, 8, 16))}),
         (merge, {"lse_b": wanting(floats(8, 4))}),
         (append, {"keys": wanting(floats(8, 2, 16))}),
+        (copy, {"key_cache": wanting(floats(2, 12, 8, 16))}),
     ]
 
 

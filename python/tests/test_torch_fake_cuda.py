@@ -3,6 +3,7 @@ for CUDA alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
-from pagefill.torch import _attention_operators, _kv_cache, _views, _where
+from pagefill.torch import (
+    _attention_operators,
+    _copy_pages,
+    _kv_cache,
+    _views,
+    _where,
+    _workspace,
+)
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -42,6 +51,11 @@ def test_results_are_on_the_device_of_the_arguments() -> None:
     merged = merge_attention_states(output, lse, output, lse)
     assert [t.shape for t in merged] == [output.shape, lse.shape]
     append_kv(*fake(random_tokens(random_batch()), "cuda:1"), *batch[1:])
+    for device in ("cpu", "cuda:1"):
+        copy_pages(fake([int32(0, 1, 8).view(1, 3)], device)[0], *batch[1:3])
+    words = "copies: expected memory of CUDA device 1, where key_cache is, got memory of CUDA device"
+    with pytest.raises(NotImplementedError, match=words):
+        copy_pages(fake([int32(0, 1, 8).view(1, 3)], "cuda:0")[0], *batch[1:3])
 
 
 def test_an_integer_becomes_a_tensor_of_the_device() -> None:
@@ -67,7 +81,8 @@ def test_what_plans_a_call_is_checked() -> None:
     single = fake(random_tensors())
     short = fake([int32(0, 0)])[0]
     for options, error, words in (
-        ({"max_chunk_size": -1}, ValueError, r"max_chunk_size: expected 0 \(total_tokens\) or"),
+        ({"max_chunk_size": -1}, ValueError, r"max_chunk_size: expected 0 \(chunk_size\) or"),
+        ({"max_context_len": -1}, ValueError, r"max_context_len: expected 0 \(num_pages \* page_s"),
         ({"max_context_len": 2.5}, TypeError, "max_context_len: expected an integer"),
         ({"status": short}, ValueError, r"status: expected shape \[4\], got \[2\]"),
         ({"status": fake([torch.zeros(4)])[0]}, TypeError, "status: expected dtype int32"),
@@ -76,6 +91,8 @@ def test_what_plans_a_call_is_checked() -> None:
     ):
         with pytest.raises(error, match=words):
             prefill_page_attention(*single, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"max_chunk_size: expected 0 \(total_tokens\) or more"):
+        ragged_page_attention(*fake(random_batch()), max_chunk_size=-1)
 
 
 def test_what_plans_a_call_is_refused_on_the_cpu_with_data_and_without() -> None:
@@ -120,6 +137,39 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
             lambda: _attention_operators._prefill(out[0], None, *single),
             lambda: _attention_operators._ragged(out[1], None, *batch, 0.5, None, None, 3),
             lambda: _kv_cache._append(*tokens, *batch[1:]),
+            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3), *batch[1:3]),
+            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3).as_subclass(OnDevice), *batch[1:3]),
         ):
             with pytest.raises(NotImplementedError, match=words):
                 call()
+
+
+def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str | None] = []
+
+    def size_of(*arguments: Any) -> int:
+        asked.append(os.environ.get("PAGEFILL_CUDA_TARGET"))
+        arguments[-1]._obj.value = 400 + 4 * len(asked)
+        return 0
+
+    monkeypatch.setattr(_where, "_raw_stream", lambda device: 0)
+    monkeypatch.setattr(_workspace, "_size_of", size_of)
+    monkeypatch.setattr(_workspace, "_sizes", {})
+    sizes = []
+    with unset_fake_temporarily():
+        query, *rest = [t.as_subclass(OnDevice) for t in random_tensors()]
+        views = tuple(_views.view("", t) for t in (query, *rest))
+        for target in (None, None, "portable", "portable", None):
+            if target is None:
+                monkeypatch.delenv("PAGEFILL_CUDA_TARGET", raising=False)
+            else:
+                monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
+            memory = _workspace.allocate(
+                query, views, lambda tensors, _: tensors, rest[-1], None, (), views[0], None
+            )
+            assert memory is not None
+            sizes.append(memory.numel())
+    assert asked == [None, "portable"]
+    assert sizes == [101, 101, 102, 102, 101]

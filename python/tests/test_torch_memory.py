@@ -10,6 +10,7 @@ from torch_cases import bits, random_batch, random_tensors, random_tokens
 import pagefill
 from pagefill.torch import (
     append_kv,
+    copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
@@ -113,6 +114,10 @@ def test_autograd_notices_what_is_written() -> None:
     append_kv(*random_tokens(batch), *caches, *batch[3:])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    loss = (factor * caches[1]).sum()
+    copy_pages([(0, 1, 1)], *caches)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_tensors_of_inference_mode_are_written_too() -> None:
@@ -134,6 +139,30 @@ def test_a_lazily_negated_view_is_read_as_what_it_means() -> None:
     assert negated.is_neg()
     wanted = prefill_page_attention(-query, keys, values, context_len, pages)
     assert bits(prefill_page_attention(negated, keys, values, context_len, pages)) == bits(wanted)
+
+
+COPIES = [(3, 5, 8), (5, 0, 3), (1, 5, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_pages_are_copied_with_the_bits_of_the_numpy_face(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(3)
+    caches = [cache.to(dtype) for cache in random_batch()[1:3]]
+    scales: dict[str, Tensor] = {}
+    if dtype is torch.int8:
+        scales = {f"{k}_scale": torch.rand(2, 12, 8, generator=random) for k in ("key", "value")}
+    wanted = [t.clone() for t in (*caches, *scales.values())]
+    named = dict(zip(scales, wanted[2:], strict=True))
+    pagefill.copy_pages(COPIES, *wanted[:2], **named)
+    numbers = torch.tensor(COPIES)  # int64
+    by_columns = numbers.int().t().contiguous().t()
+    for copies in (COPIES, [pagefill.PageCopy(*copy) for copy in COPIES], numbers, by_columns):
+        got = [t.clone() for t in (*caches, *scales.values())]
+        copy_pages(copies, *got[:2], **dict(zip(scales, got[2:], strict=True)))
+        assert [bits(t) for t in got] == [bits(t) for t in wanted]
+        assert bits(got[0]) != bits(caches[0])
+    copy_pages([], *wanted[:2])
+    assert bits(wanted[0]) == bits(got[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)

@@ -86,6 +86,15 @@ def test_a_file_that_is_no_library_is_an_import_error_that_names_variable_and_fi
     assert f"ImportError: pagefill: {named}" in result.stderr
 
 
+def test_another_library_is_an_import_error_that_names_variable_and_file() -> None:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libc = next(line.split()[-1] for line in maps if "libc.so" in line)
+    result = run(sys.executable, "-c", "import pagefill", env={"PAGEFILL_LIBRARY": libc})
+    assert result.returncode == 1
+    named = f"expected the library of the variable PAGEFILL_LIBRARY at {libc} to be libpagefill"
+    assert f"ImportError: pagefill: {named}" in result.stderr
+
+
 def test_a_users_file_passes_the_strict_type_checker(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     user = tmp_path / "user.py"

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <limits>
 
 #include "backend.h"
 #include "checks.h"
@@ -11,7 +12,7 @@
 namespace pagefill {
 namespace {
 
-Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64_t page_size) {
+Status check_copy(const PageCopy& copy, int64_t i, int64_t total_num_pages, int64_t page_size) {
   const auto outside = [&](const char* what, int64_t expected_max, int64_t got) {
     return invalid_argument(fmt::format("copies: expected {} from 0 to {}, got {} in copy {}", what,
                                         expected_max, got, i));
@@ -32,6 +33,34 @@ Status check_copy(const PageCopy& copy, size_t i, int64_t total_num_pages, int64
   }
   return {};
 }
+
+Status check_listed(std::span<const PageCopy> copies, const CopyOptions& options) {
+  if (!copies.empty()) {
+    return invalid_argument(fmt::format(
+        "copies: expected a list or options.copies, got both, the list of {}", copies.size()));
+  }
+  PAGEFILL_RETURN_IF_ERROR(check_tensor_of_shapes(
+      "copies", options.copies, {{{"num_copies"}, {"3", 3}}}, Innermost::kAnyStride));
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (options.copies.shape[0] > kMost) {
+    return invalid_argument(fmt::format("copies: expected num_copies up to {}, got {}", kMost,
+                                        options.copies.shape[0]));
+  }
+  return check_dtype("copies", options.copies, {DType::kInt32});
+}
+
+// The copies of a list, or of a tensor in the memory of the CPU.
+struct Copies {
+  std::span<const PageCopy> list;
+  TensorView listed{};  // or not given
+
+  int64_t size() const { return listed.given() ? listed.shape[0] : std::ssize(list); }
+  PageCopy operator[](int64_t i) const {
+    if (!listed.given()) return list[static_cast<size_t>(i)];
+    const auto* numbers = static_cast<const int32_t*>(listed.data) + i * listed.strides[0];
+    return {numbers[0], numbers[listed.strides[1]], numbers[2 * listed.strides[1]]};
+  }
+};
 
 // The first slots of a page of a cache, or of a cache's scales: one element a slot.
 void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t head_begin,
@@ -55,10 +84,13 @@ void copy_page(const PageCopy& copy, const MutableTensorView& cache, int64_t hea
 Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key_cache,
                   const MutableTensorView& value_cache, const CopyOptions& options,
                   const Context& context) {
+  const TensorView& listed = options.copies;
   PAGEFILL_RETURN_IF_ERROR(check_same_device({{"key_cache", key_cache},
                                               {"value_cache", value_cache},
                                               {"key_scale", options.key_scale},
-                                              {"value_scale", options.value_scale}}));
+                                              {"value_scale", options.value_scale},
+                                              {"copies", listed}}));
+  if (listed.given()) PAGEFILL_RETURN_IF_ERROR(check_listed(copies, options));
   PAGEFILL_RETURN_IF_ERROR(check_caches(key_cache, value_cache));
   PAGEFILL_RETURN_IF_ERROR(
       check_slot_scale("key_scale", options.key_scale, "key_cache", key_cache));
@@ -68,19 +100,22 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                                           {"value_cache", value_cache},
                                           {"key_scale", options.key_scale},
                                           {"value_scale", options.value_scale}},
-                                         {}));
+                                         {{"copies", listed}}));
+  const bool on_cpu = key_cache.device.type == DeviceType::kCpu;
+  const Copies all{copies, on_cpu ? without_idle_strides(listed) : TensorView()};
   int64_t num_slots = 0;
-  for (size_t i = 0; i < copies.size(); ++i) {
-    PAGEFILL_RETURN_IF_ERROR(check_copy(copies[i], i, key_cache.shape[1], key_cache.shape[2]));
-    num_slots += copies[i].num_slots;
+  for (int64_t i = 0; i < all.size(); ++i) {
+    PAGEFILL_RETURN_IF_ERROR(check_copy(all[i], i, key_cache.shape[1], key_cache.shape[2]));
+    num_slots += all[i].num_slots;
   }
   const Result<Selection> where = select_backend(context, key_cache.device.type);
   if (!where.ok()) return where.status();
   PAGEFILL_RETURN_IF_ERROR(check_cuda_settings(context.cuda, key_cache));
-  if (key_cache.device.type != DeviceType::kCpu) {
+  if (!on_cpu) {
     return where->backend->copy_pages(
         {copies, without_idle_strides(key_cache), without_idle_strides(value_cache),
-         without_idle_strides(options.key_scale), without_idle_strides(options.value_scale)},
+         without_idle_strides(options.key_scale), without_idle_strides(options.value_scale),
+         without_idle_strides(listed)},
         where->settings);
   }
 
@@ -92,9 +127,9 @@ Status copy_pages(std::span<const PageCopy> copies, const MutableTensorView& key
                        const bool is_key = cache == Cache::kKey;
                        const auto& elements = is_key ? key_cache : value_cache;
                        const auto& scale = is_key ? options.key_scale : options.value_scale;
-                       for (const PageCopy& copy : copies) {
-                         copy_page(copy, elements, head_begin, head_end);
-                         if (scale.given()) copy_page(copy, scale, head_begin, head_end);
+                       for (int64_t i = 0; i < all.size(); ++i) {
+                         copy_page(all[i], elements, head_begin, head_end);
+                         if (scale.given()) copy_page(all[i], scale, head_begin, head_end);
                        }
                      });
 }

@@ -241,6 +241,10 @@ static int test_quantised(void) {
   pagefill_copy_options copied = pagefill_copy_options_init();
   pagefill_attention_options options = pagefill_attention_options_init();
   const pagefill_page_copy copy = {2, 1, kPageSize}; /* page 1 belongs to nobody */
+  static int32_t copy_numbers[3] = {2, 1, kPageSize};
+  const int64_t copies_shape[2] = {1, 3};
+  const pagefill_tensor copies =
+      pagefill_tensor_init(copy_numbers, PAGEFILL_INT32, 2, copies_shape);
   int i, h;
   set_up(&f);
   memset(key8, 0, sizeof key8);
@@ -257,6 +261,8 @@ static int test_quantised(void) {
   copied.key_scale = &key_scale;
   copied.value_scale = &value_scale;
   CHECK_OK(pagefill_copy_pages(&copy, 1, &key_cache, &value_cache, &copied, NULL));
+  copied.copies = &copies; /* the same again, as numbers of a tensor */
+  CHECK_OK(pagefill_copy_pages(NULL, 0, &key_cache, &value_cache, &copied, NULL));
   for (h = 0; h < kKvHeads; ++h) {
     const float* scale = key_scale_data + h * kPages * kPageSize;
     CHECK(scale[kPageSize] > 0 && scale[kPageSize] == scale[2 * kPageSize]);

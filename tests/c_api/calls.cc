@@ -224,6 +224,13 @@ TEST(CApiCalls, StructsOfTheirFirstSizeAreStillTaken) {
   EXPECT_STRNE(info.name, "");
   EXPECT_EQ(info.memory, 77) << "written behind its end";
   EXPECT_EQ(info.half_weights, 77) << "written behind its end";
+
+  pagefill_copy_options copy = pagefill_copy_options_init();
+  copy.struct_size = offsetof(pagefill_copy_options, copies);
+  copy.copies = call.query;  // behind its end: not looked at
+  EXPECT_EQ(pagefill_copy_pages(nullptr, 0, call.key_cache, call.value_cache, &copy, nullptr),
+            PAGEFILL_OK)
+      << pagefill_last_error_message();
 }
 
 TEST(CApiCalls, IndicesOutOfRangeAreRefused) {

@@ -50,6 +50,28 @@ TEST(Demo, SaysWhatRanAndWhatWasSaved) {
   EXPECT_LE(count(result.out, "\n"), 25);
 }
 
+TEST(Demo, SaysWhyABackendCannotRunHere) {
+  for (const BackendInfo& backend : list_backends()) {
+    if (backend.available) continue;
+    const Finished result = pagefill({"demo", "--backend", backend.name});
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_EQ(result.out, "");
+    EXPECT_EQ(result.err, "pagefill: backend: " + backend.name +
+                              " is not available here: " + backend.reason + "\n");
+  }
+}
+
+TEST(Demo, HoldsTheResultsOfADeviceAgainstThoseOfTheCpu) {
+  for (const BackendInfo& backend : list_backends()) {
+    if (!backend.available || backend.memory != DeviceType::kCuda) continue;
+    const Finished result = pagefill({"demo", "--backend", backend.name});
+    EXPECT_EQ(result.exit_code, 0) << result.err << result.out;
+    EXPECT_EQ(count(result.out, "differ from those of the CPU by up to"), 1) << result.out;
+    return;
+  }
+  GTEST_SKIP() << "no backend that works on a device is available here";
+}
+
 TEST(Demo, RefusesABackendThatIsNotThere) {
   const Finished result = pagefill({"demo", "--backend", "abacus"});
   EXPECT_EQ(result.exit_code, 2);

@@ -1,6 +1,8 @@
 // copy_pages on a device does what it does on the CPU, copy after copy.
+#include <array>
 #include <cstring>
 #include <random>
+#include <utility>
 
 #include "cuda/device_run.h"
 #include "pagefill/kv_cache.h"
@@ -28,7 +30,8 @@ class Caches {
   }
 
   Status copy_on_host(const std::vector<PageCopy>& pages) const { return copy(pages, host_, {}); }
-  Status copy_on_device(const std::vector<PageCopy>& pages) {
+  // `listed`: of copies that stand on the device, whose numbers lie `number_stride` apart.
+  Status copy_on_device(const std::vector<PageCopy>& pages, int64_t number_stride = 0) {
     std::vector<MutableTensorView> views = host_;
     for (size_t i = 0; i < views.size(); ++i) {
       device_.push_back(copies_.copy(memory_[i].data(), memory_[i].size()));
@@ -37,8 +40,36 @@ class Caches {
     }
     Context context;
     context.backend = "cuda";
-    const Status status = copy(pages, views, context);
+    TensorView listed;
+    if (number_stride > 0) {
+      const auto num_copies = static_cast<int64_t>(pages.size());
+      const int64_t copy_stride = number_stride == 1 ? 3 : 1;
+      std::vector<int32_t> numbers(static_cast<size_t>(3 * std::max(num_copies, number_stride)));
+      for (int64_t i = 0; i < num_copies; ++i) {
+        const PageCopy& page = pages[static_cast<size_t>(i)];
+        int64_t at = i * copy_stride;
+        for (const int32_t number : {page.source, page.destination, page.num_slots}) {
+          numbers[static_cast<size_t>(at)] = number, at += number_stride;
+        }
+      }
+      listed = TensorView(numbers.data(), {num_copies, 3}, {copy_stride, number_stride});
+      listed.data = copies_.copy(numbers.data(), numbers.size() * sizeof(int32_t));
+      listed.device = {DeviceType::kCuda, 0};
+      status_ = copies_.take(4 * sizeof(int32_t));
+      if (Status status = cli::fill_device(status_, 0, 4 * sizeof(int32_t)); !status.ok()) {
+        return status;
+      }
+      context.cuda.status = MutableTensorView(reinterpret_cast<int32_t*>(status_), {4});
+      context.cuda.status.device = {DeviceType::kCuda, 0};
+    }
+    const Status status =
+        copy(listed.given() ? std::vector<PageCopy>{} : pages, views, context, listed);
     return status.ok() ? cli::wait_for_device() : status;
+  }
+  std::array<int32_t, 4> reported() const {
+    std::array<int32_t, 4> numbers{};
+    EXPECT_TRUE(cli::copy_to_host(numbers.data(), status_, sizeof numbers).ok());
+    return numbers;
   }
   void expect_the_same() const {
     for (size_t i = 0; i < memory_.size(); ++i) {
@@ -68,9 +99,11 @@ class Caches {
     host_.push_back(noise(DType::kFloat32, 0, {kHeads, kPages, kSlots}, strides));
   }
   static Status copy(const std::vector<PageCopy>& pages,
-                     const std::vector<MutableTensorView>& tensors, const Context& context) {
+                     const std::vector<MutableTensorView>& tensors, const Context& context,
+                     const TensorView& listed = {}) {
     CopyOptions options;
-    if (tensors.size() == 4) options = {tensors[2], tensors[3]};
+    if (tensors.size() == 4) options = {tensors[2], tensors[3], {}};
+    options.copies = listed;
     return copy_pages(pages, tensors[0], tensors[1], options, context);
   }
 
@@ -79,14 +112,15 @@ class Caches {
   std::vector<MutableTensorView> host_;
   DeviceCopies copies_;
   std::vector<std::byte*> device_;
+  std::byte* status_ = nullptr;
 };
 
-void expect_same(const Rows& rows, const std::vector<PageCopy>& pages) {
+void expect_same(const Rows& rows, const std::vector<PageCopy>& pages, int64_t number_stride = 0) {
   SCOPED_TRACE(std::string(dtype_name(rows.dtype)) + ", head_dim " + std::to_string(rows.head_dim) +
                ", padding " + std::to_string(rows.padding) + ", first " +
                std::to_string(rows.first));
   Caches caches(rows);
-  Status status = caches.copy_on_device(pages);
+  Status status = caches.copy_on_device(pages, number_stride);
   ASSERT_TRUE(status.ok()) << status.message();
   status = caches.copy_on_host(pages);
   ASSERT_TRUE(status.ok()) << status.message();
@@ -106,8 +140,7 @@ TEST(CudaCopyPages, CopiesWhatTheCpuCopies) {
   }
 }
 
-TEST(CudaCopyPages, ACopyOfACopyComesAfterIt) {
-  PAGEFILL_NEEDS_GPU();
+std::vector<PageCopy> random_copies() {
   std::mt19937 random(7);
   std::vector<PageCopy> many;
   for (int i = 0; i < 500; ++i) {
@@ -116,9 +149,45 @@ TEST(CudaCopyPages, ACopyOfACopyComesAfterIt) {
     many.push_back({source, static_cast<int32_t>((source + step) % kPages),
                     static_cast<int32_t>(random() % (kSlots + 1))});
   }
+  return many;
+}
+
+TEST(CudaCopyPages, ACopyOfACopyComesAfterIt) {
+  PAGEFILL_NEEDS_GPU();
   for (const DType dtype : {DType::kFloat32, DType::kInt8}) {
     expect_same({dtype, 16}, {{0, 1, 5}, {1, 2, 4}, {3, 1, 2}, {2, 0, 5}});
-    expect_same({dtype, 8}, many);
+    expect_same({dtype, 8}, random_copies());
+  }
+}
+
+TEST(CudaCopyPages, OfCopiesThatStandOnTheDeviceToo) {
+  PAGEFILL_NEEDS_GPU();
+  const std::vector<PageCopy> many = random_copies();
+  for (const DType dtype : kCacheDTypes) {
+    for (const int64_t number_stride : {1, 500}) {
+      expect_same({dtype, 8}, many, number_stride);
+      expect_same({dtype, 136, 1}, many, number_stride);
+      expect_same({dtype, 128}, {}, number_stride);
+    }
+  }
+}
+
+TEST(CudaCopyPages, ABadCopyOnTheDeviceIsReportedAndNotDone) {
+  PAGEFILL_NEEDS_GPU();
+  const std::pair<PageCopy, std::array<int32_t, 4>> table[] = {
+      {{-1, 1, 1}, {6, 1, 0, -1}}, {{kPages, 1, 1}, {6, 1, 0, kPages}},
+      {{0, -7, 1}, {6, 1, 1, -7}}, {{0, kPages, 1}, {6, 1, 1, kPages}},
+      {{0, 1, -1}, {6, 1, 2, -1}}, {{0, 1, kSlots + 1}, {6, 1, 2, kSlots + 1}},
+      {{3, 3, 1}, {6, 1, 1, 3}},
+  };
+  for (const auto& [bad, reported] : table) {
+    Caches caches({DType::kInt8, 16});
+    const PageCopy good{0, 1, kSlots}, last{1, 2, 3};
+    Status status = caches.copy_on_device({good, bad, last, bad}, 1);
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(caches.reported(), reported);
+    ASSERT_TRUE(caches.copy_on_host({good, last}).ok());
+    caches.expect_the_same();
   }
 }
 

@@ -16,6 +16,8 @@ namespace {
 
 // (query, key) products of one call that are worth waiting for: a millisecond or two, sanitizers included.
 constexpr double kMaxWork = 1 << 16;
+// Copies of a tensor whose rows may all lie in one place.
+constexpr int64_t kMostListed = 64;
 
 void require(bool condition) {
   if (!condition) std::abort();
@@ -283,6 +285,12 @@ void fuzz_cache(FuzzedDataProvider& bytes) {
   copy_options.key_scale = append.key_scale;
   copy_options.value_scale = append.chosen_value_scale;
   if (Tensor::odd(bytes)) copy_options.struct_size = bytes.ConsumeIntegral<size_t>();
+  const Tensor listed(bytes, {e.num_seqs, 3}, e.pages, [](int64_t i) { return i % 3; });
+  if (!listed.exists() || listed.extent(0) > kMostListed) return;
+  if (bytes.ConsumeBool()) {
+    copy_options.copies = listed.get();
+    if (!Tensor::odd(bytes)) copies.clear();
+  }
 
   const auto keys_before = key_cache.snapshot(), values_before = value_cache.snapshot();
   const auto key_scales_before = key_scale.snapshot(), scales_before = value_scale.snapshot();

@@ -65,6 +65,48 @@ TEST(CopyPages, CarriesThemOutInTheirOrder) {
   EXPECT_EQ(caches.memory, expected.memory);
 }
 
+// The copies as numbers of a tensor: side by side, or each kind of number together.
+TEST(CopyPages, TakesTheCopiesFromATensorToo) {
+  const std::vector<PageCopy> copies = {{0, 1, 4}, {1, 2, 2}, {3, 1, 3}};
+  const std::vector<int32_t> rows = {0, 1, 4, 1, 2, 2, 3, 1, 3},
+                             columns = {0, 1, 3, 1, 2, 1, 4, 2, 3};
+  NumberedCaches expected(CacheOrder::kTokenMajor);
+  for (const PageCopy& copy : copies) expected.copy(copy);
+  for (const TensorView& listed :
+       {TensorView(rows.data(), {3, 3}), TensorView(columns.data(), {3, 3}, {1, 3})}) {
+    NumberedCaches caches(CacheOrder::kTokenMajor);
+    const Status status = copy_pages({}, caches.key_cache, caches.value_cache, {.copies = listed});
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(caches.memory, expected.memory);
+  }
+}
+
+TEST(CopyPages, NamesWhatIsWrongWithATensorOfCopies) {
+  std::vector<int32_t> numbers = {0, 1, 4, 1, 6, 2};
+  NumberedCaches caches(CacheOrder::kHeadMajor);
+  const std::vector<float> before = caches.memory;
+  const auto message = [&](const TensorView& listed, const std::vector<PageCopy>& copies = {}) {
+    return copy_pages(copies, caches.key_cache, caches.value_cache, {.copies = listed}).message();
+  };
+  const TensorView listed(numbers.data(), {2, 3});
+  EXPECT_EQ(message(listed), "copies: expected a destination from 0 to 5, got 6 in copy 1");
+  EXPECT_EQ(message(listed, {{0, 1, 1}}),
+            "copies: expected a list or options.copies, got both, the list of 1");
+  EXPECT_EQ(message(TensorView(numbers.data(), {3, 2})),
+            "copies: expected shape [num_copies, 3], got [3, 2]");
+  EXPECT_EQ(message(TensorView(before.data(), {2, 3})),
+            "copies: expected dtype int32, got float32");
+  EXPECT_EQ(message(TensorView(numbers.data(), {int64_t{1} << 31, 3}, {0, 1})),
+            "copies: expected num_copies up to 2147483647, got 2147483648");
+  EXPECT_EQ(message(TensorView(reinterpret_cast<int32_t*>(caches.memory.data()), {2, 3})),
+            "key_cache: expected memory of its own, got memory that overlaps copies");
+  TensorView elsewhere = listed;
+  elsewhere.device = {DeviceType::kCuda, 0};
+  EXPECT_EQ(message(elsewhere),
+            "copies: expected memory of the CPU, where key_cache is, got memory of CUDA device 0");
+  EXPECT_EQ(caches.memory, before);
+}
+
 // An int8 cache with a number of its own in every slot's scale.
 TEST(CopyPages, MovesTheScalesOfTheSlotsWithThem) {
   const std::vector<PageCopy> copies = {{0, 5, 3}, {5, 1, 2}};

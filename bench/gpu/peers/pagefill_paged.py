@@ -33,12 +33,13 @@ def prepare(inputs: Inputs, page_size: int) -> Iterator[Call]:
     check(lib.pagefill_attention_workspace_size(*arguments(0), context, ctypes.byref(needed)))
     workspace = torch.empty(max(needed.value, 1), device="cuda", dtype=torch.uint8)
     packed_status = view("", status)
+    owners = keys, values, *metadata, status, workspace  # the structs hold addresses alone
 
     def run_of(index: int, report: int = 0) -> Callable[[], None]:
         packed = arguments(index)
         rest = {"workspace": workspace.data_ptr(), "workspace_size": needed.value, "report": report}
 
-        def run() -> None:
+        def run(_owners: tuple = owners) -> None:
             stream = torch.cuda.current_stream().cuda_stream
             where = structs.on_cuda(None, stream, **maxima, status=packed_status, **rest)
             check(lib.pagefill_ragged_page_attention(*packed, where))

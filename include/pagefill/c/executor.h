@@ -87,7 +87,8 @@ enum {
   PAGEFILL_CUDA_CONTEXT_LENS = 2, /* below 0, beyond the table's row or cuda_max_context_len */
   PAGEFILL_CUDA_KV_START = 3,     /* below 0 */
   PAGEFILL_CUDA_PAGE_TABLE = 4, /* entry of the sequence's row of the table: no page of the cache */
-  PAGEFILL_CUDA_CHUNK_SIZE = 5  /* more rows than cuda_max_chunk_size */
+  PAGEFILL_CUDA_CHUNK_SIZE = 5, /* more rows than cuda_max_chunk_size */
+  PAGEFILL_CUDA_COPIES = 6      /* number `entry` of copy `sequence`: that copy is not done */
 };
 
 static inline pagefill_context pagefill_context_init(void) {

@@ -69,6 +69,10 @@ typedef struct pagefill_copy_options {
    * move with the elements. */
   const pagefill_tensor* key_scale;
   const pagefill_tensor* value_scale;
+  /* Null, or int32 [num_copies, 3] where the caches lie, strides free, in place of the list: source,
+   * destination, num_slots. On a CUDA device they are read there, so that a captured graph replays other
+   * copies; one that is bad is not done, and reported to cuda_status. */
+  const pagefill_tensor* copies;
 } pagefill_copy_options;
 
 static inline pagefill_copy_options pagefill_copy_options_init(void) {
@@ -78,7 +82,8 @@ static inline pagefill_copy_options pagefill_copy_options_init(void) {
   return options;
 }
 
-/* Carries out copies of pages in a cache, all KV heads. copies may be null where num_copies is 0. */
+/* Carries out copies of pages in a cache, all KV heads, in their order. copies may be null where num_copies
+ * is 0. */
 PAGEFILL_EXPORT pagefill_status pagefill_copy_pages(const pagefill_page_copy* copies,
                                                     size_t num_copies,
                                                     const pagefill_tensor* key_cache,

@@ -16,7 +16,7 @@ _ALLOWED = {
         ("key_cache", "value_cache"), (*_FLOATS, "int8", "float8_e4m3fn", "float8_e5m2")
     ),
     **dict.fromkeys(("query_starts", "context_lens", "page_table"), ("int32",)),
-    **dict.fromkeys(("context_len", "page_indices", "kv_start", "status"), ("int32",)),
+    **dict.fromkeys(("context_len", "page_indices", "kv_start", "status", "copies"), ("int32",)),
 }
 """What an argument may be of, as the library has it (src/validate.cc); all others are float32."""
 

@@ -49,8 +49,18 @@ def load(path: Path) -> ctypes.CDLL:
         ) from None
 
 
+def _load_ours(path: Path) -> ctypes.CDLL:
+    library = load(path)
+    if not hasattr(library, "pagefill_version"):
+        raise ImportError(
+            f"pagefill: expected the library {_whose()} at {path} to be libpagefill, "
+            "got one without pagefill_version"
+        )
+    return library
+
+
 PATH = _find()
-lib = load(PATH)
+lib = _load_ours(PATH)
 
 for _name in ("last_error_message", "version", "dtype_name"):
     getattr(lib, f"pagefill_{_name}").restype = ctypes.c_char_p

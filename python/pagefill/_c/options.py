@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ctypes import c_float
 from operator import index
 from typing import Any, TypeAlias
@@ -151,6 +151,19 @@ def int32_pages(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     where a visible key needs the entry and left alone elsewhere."""
     good = (array >= INT32_MIN) & (array <= INT32_MAX)
     return np.where(good, array.astype(np.int32), np.int32(-1))
+
+
+def page_copies(copies: Iterable[Iterable[int]]) -> list[tuple[int, ...]]:
+    """Three numbers each. Their rules are the library's."""
+    try:
+        rows = [tuple(copy) for copy in copies]
+    except TypeError:
+        raise TypeError(
+            f"copies: expected (source, destination, num_slots) each, got {copies!r}"
+        ) from None
+    if any(len(row) != 3 for row in rows):
+        raise ValueError(f"copies: expected (source, destination, num_slots) each, got {rows}")
+    return [tuple(integer("copies", number, INT32_MAX) for number in row) for row in rows]
 
 
 _LOST = re.compile(r"got -1 in entry (\d+) of sequence (\d+)$")

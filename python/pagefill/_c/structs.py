@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_void_p
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from struct import Struct
 
@@ -27,12 +27,13 @@ _TENSOR_LAYOUT = Struct(f"@4i{2 * MAX_RANK}q")
 TENSOR_SIZE = _TENSOR_HEAD.size + _TENSOR_LAYOUT.size
 _PAD = (0,) * MAX_RANK
 
-_pack_head = _TENSOR_HEAD.pack
+tensor_at = partial(_TENSOR_HEAD.pack, TENSOR_SIZE)
+"""tensor_at(address) + tensor_layout(...): a pagefill_tensor."""
 
 
 def tensor(data: int, layout: bytes) -> bytes:
     """A pagefill_tensor at that address."""
-    return _pack_head(TENSOR_SIZE, data) + layout
+    return tensor_at(data) + layout
 
 
 def row_major(shape: Sequence[int]) -> list[int]:
@@ -77,7 +78,7 @@ class OptionFlag:
 
 _OPTIONS = Struct("@NI3fq4P")
 _APPEND_OPTIONS = Struct("@N5P")
-_COPY_OPTIONS = Struct("@N2P")
+_COPY_OPTIONS = Struct("@N3P")
 # pagefill_context: what is chosen, and what belongs to one call.
 _CONTEXT_CHOICE = Struct("@Ni3P")
 _CONTEXT_CALL = Struct("@PN2P")
@@ -87,7 +88,10 @@ _CONTEXT_SIZE = _CONTEXT_CHOICE.size + _CONTEXT_CALL.size
 _CONTEXT_CUDA = Struct("@P2qP")
 _SIZE = Struct("@N")
 _CUDA_CONTEXT_SIZE = _SIZE.pack(_CONTEXT_SIZE + _CONTEXT_CUDA.size)
+_CUDA_CALL = Struct(f"{_CONTEXT_CALL.format}{_CONTEXT_CUDA.format[1:]}")
+_pack_cuda_call = _CUDA_CALL.pack
 _NO_CHOICE = _CONTEXT_CHOICE.pack(_CONTEXT_SIZE, 0, 0, 0, 0)
+_CUDA_NO_CHOICE = _CUDA_CONTEXT_SIZE + _NO_CHOICE[_SIZE.size :]
 
 
 class Held(bytes):
@@ -158,9 +162,11 @@ def append_options(
     )
 
 
-def copy_options(key_scale: bytes | None = None, value_scale: bytes | None = None) -> bytes | None:
+def copy_options(
+    key_scale: bytes | None = None, value_scale: bytes | None = None, copies: bytes | None = None
+) -> bytes | None:
     """pagefill_copy_options of packed tensors, or None for the default."""
-    return _with_pointers(_COPY_OPTIONS, key_scale, value_scale)
+    return _with_pointers(_COPY_OPTIONS, key_scale, value_scale, copies)
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -205,12 +211,20 @@ def on_cuda(
 ) -> bytes:
     """The same context (None: the default) for tensors on a CUDA device: the addresses of stream,
     workspace and a CallReport, the maxima (0: the default), and the packed tensor of the status."""
-    whole = Held(
-        _CUDA_CONTEXT_SIZE
-        + (packed or _NO_CHOICE)[_SIZE.size : _CONTEXT_CHOICE.size]
-        + _CONTEXT_CALL.pack(workspace, workspace_size, report, 0)
-        + _CONTEXT_CUDA.pack(stream, max_chunk_size, max_context_len, _address(status))
+    call = _pack_cuda_call(
+        workspace,
+        workspace_size,
+        report,
+        0,
+        stream,
+        max_chunk_size,
+        max_context_len,
+        0 if status is None else _address(status),
     )
+    if packed is status is None:  # 0.3 us faster so
+        return _CUDA_NO_CHOICE + call
+    choice = (packed or _NO_CHOICE)[_SIZE.size : _CONTEXT_CHOICE.size]
+    whole = Held(_CUDA_CONTEXT_SIZE + choice + call)
     whole.owner = packed, status
     return whole
 

@@ -11,10 +11,11 @@ from pagefill.jax.attention import (
     prefill_page_attention,
     ragged_page_attention,
 )
-from pagefill.jax.kv_cache import append_kv
+from pagefill.jax.kv_cache import append_kv, copy_pages
 
 __all__ = [
     "append_kv",
+    "copy_pages",
     "merge_attention_states",
     "prefill_page_attention",
     "ragged_page_attention",

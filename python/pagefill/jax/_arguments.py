@@ -56,5 +56,12 @@ def pages(name: str, value: Any) -> Any:
     return options.int32_pages(name, value) if _has_other_integers(value) else value
 
 
+def copies(value: Any) -> Any:
+    """int32 [num_copies, 3], of arrays or of three numbers each."""
+    if isinstance(value, np.ndarray) or _is_jax(value):
+        return pages("copies", value)
+    return np.array(options.page_copies(value), np.int32).reshape(-1, 3)
+
+
 def _has_other_integers(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype != np.int32

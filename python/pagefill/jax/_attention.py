@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import mlir
 
+from pagefill._c.environment import CUDA_TARGET, variable
 from pagefill._c.structs import INT32_MAX, OptionFlag
 from pagefill.jax import _primitive
 from pagefill.jax._check import check_attention, cuda_workspace, is_known
@@ -268,8 +269,15 @@ def bind(
     return list(_primitive.varying_alike(arguments, results))
 
 
-attend = functools.partial(
-    jax.jit, static_argnames=("numbers", "with_lse", "maxima"), inline=True
-)(bind)
-"""bind for calls outside of jit as well: compiled once for each combination of shapes and
-options."""
+@functools.partial(
+    jax.jit, static_argnames=("numbers", "with_lse", "maxima", "cuda_target"), inline=True
+)
+def _compiled(*operands: Any, cuda_target: bytes | None, **params: Any) -> list[Array]:
+    return bind(*operands, **params)
+
+
+def attend(*operands: Any, **params: Any) -> list[Array]:
+    """bind for calls outside of jit as well: compiled once for each combination of shapes and
+    options, and of what says which kernels CUDA devices run, and with that a workspace's size."""
+    results: list[Array] = _compiled(*operands, **params, cuda_target=variable(CUDA_TARGET))
+    return results

@@ -194,6 +194,32 @@ def _workspace(
     return status
 
 
+def check_copy(
+    copies: jax.core.ShapedArray,
+    key_cache: jax.core.ShapedArray,
+    value_cache: jax.core.ShapedArray,
+    optional: dict[str, jax.core.ShapedArray],
+) -> None:
+    """Raises what pagefill_copy_pages would say of the shapes and dtypes; there are no copies."""
+    check_status(optional)
+    expect("copies", copies, "[num_copies, 3]", (None, 3), "int32")
+    shapes = Shapes()
+    options = structs.copy_options(
+        shapes.tensor("key_scale", optional.get("key_scale")),
+        shapes.tensor("value_scale", optional.get("value_scale")),
+    )
+    check(
+        lib.pagefill_copy_pages(
+            None,
+            ctypes.c_size_t(0),
+            shapes.tensor("key_cache", key_cache),
+            shapes.tensor("value_cache", value_cache),
+            options,
+            _ANYWHERE,
+        )
+    )
+
+
 def check_append(
     tensors: Sequence[jax.core.ShapedArray], optional: dict[str, jax.core.ShapedArray]
 ) -> None:

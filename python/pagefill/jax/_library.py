@@ -12,12 +12,14 @@ HANDLERS = {
     "cpu": {
         "pagefill_attention": "pagefill_jax_attention",
         "pagefill_append_kv": "pagefill_jax_append_kv",
+        "pagefill_copy_pages": "pagefill_jax_copy_pages",
         "pagefill_merge": "pagefill_jax_merge",
     },
     "cuda": {
         "pagefill_attention": "pagefill_jax_attention_cuda",
         "pagefill_attention_scratch": "pagefill_jax_attention_scratch_cuda",
         "pagefill_append_kv": "pagefill_jax_append_kv_cuda",
+        "pagefill_copy_pages": "pagefill_jax_copy_pages_cuda",
         "pagefill_merge": "pagefill_jax_merge_cuda",
     },
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
 from pagefill.jax import _primitive
-from pagefill.jax._arguments import array, given, lengths, pages
+from pagefill.jax._arguments import array, copies as copies_of, given, lengths, pages
 from pagefill.jax._attention import GIVEN, given_bits, refuse_on_the_cpu
 from pagefill.jax._check import check_append, is_known
+from pagefill.jax._copy_pages import copy
 
 NUM_OPERANDS = 7
 KEY_CACHE, VALUE_CACHE = 2, 3  # operands that are results as well
@@ -133,3 +134,41 @@ def _append(operands: Sequence[jax.Array], optional: dict[str, jax.Array]) -> Se
     given = tuple(name for name in GIVEN if name in optional)
     arguments = [*operands, *(optional[name] for name in given)]
     return list(_primitive.varying_alike(arguments, append_p.bind(*arguments, given=given)))
+
+
+def copy_pages(
+    copies: jax.Array | Iterable[tuple[int, int, int]],
+    key_cache: jax.Array,
+    value_cache: jax.Array,
+    *,
+    key_scale: jax.Array | None = None,
+    value_scale: jax.Array | None = None,
+    status: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """Caches in which the copies that `PageAllocator.append` asks for have been carried out, in
+    their order; in place where they are donated, as in `append_kv`.
+
+    Args:
+        copies: (source, destination, num_slots) each, pages of the cache and how many slots of
+            them; or int32 [num_copies, 3]. Other numbers compile nothing, another num_copies does:
+            copies of 0 slots fill up.
+        key_cache, value_cache: as in `append_kv`.
+        key_scale, value_scale: float32 [num_kv_heads, total_num_pages, page_size]: scales a slot of
+            a quantised cache, which move with the elements.
+        status: int32 [4], zeros at first, for CUDA alone: code 6, copy, number and value of the
+            first copy that is bad.
+
+    Returns:
+        (key_cache, value_cache), and behind them the scales, and status, that were given.
+
+    Raises:
+        As append_kv. On CUDA a copy of pages or slots that are not in the cache is not done, and
+        `status` says so.
+    """
+    operands = (
+        copies_of(copies),
+        array("key_cache", key_cache),
+        array("value_cache", value_cache),
+    )
+    optional = given(key_scale=key_scale, value_scale=value_scale, status=status)
+    return tuple(copy(operands, optional))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,8 @@ from pagefill.torch import _fake, _workspace
 from pagefill.torch._operators import define
 from pagefill.torch._views import mark_written, new_view, optional_view, unread_int32, view
 from pagefill.torch._where import CHOICE, CPU, MAXIMA, context
-from pagefill.torch._workspace import NUM_OPTIONS
+from pagefill.torch._workspace import NUM_OPTIONS, AsRagged, Tensors
 
-Tensors = tuple[bytes, ...]
-AsRagged = Callable[[Tensors, Tensor], Tensors]
 
 _c_prefill = lib.pagefill_prefill_page_attention
 _c_ragged = lib.pagefill_ragged_page_attention
@@ -97,8 +95,9 @@ def _attend(
     and where it runs."""
     options, where = (_options_of(*rest[:NUM_OPTIONS]), rest[NUM_OPTIONS:]) if rest else _DEFAULTS
     if query.is_cuda:
-        ragged = partial(as_ragged, tensors, page_table)
-        held = _workspace.allocate(query, tensors, ragged, options, rest, out, out_lse)
+        held = _workspace.allocate(
+            query, tensors, as_ragged, page_table, options, rest, out, out_lse
+        )
         run = context(query.get_device(), held, *where)
     else:
         run = context(CPU, None, *where) if where else context(CPU)  # 0.1 us faster so

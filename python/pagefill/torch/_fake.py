@@ -57,7 +57,7 @@ def _attention(
     if out_lse is not None:
         _rules.tensor("out_lse", out_lse, [(tokens_name, tokens), heads])
         _rules.dtype("out_lse", out_lse, torch.float32)
-    _rules.settings(query.device, *where)
+    _rules.settings(query.device, *where, tokens_name=tokens_name)
 
 
 def _start(kv_start: Tensor | None, num_seqs: int) -> None:
@@ -131,6 +131,29 @@ def merge(
             _rules.tensor(name, lse, shape[:2])
             _rules.dtype(name, lse, torch.float32)
     _rules.settings(output_a.device, *where)
+
+
+def check_copies(copies: Tensor) -> None:
+    _rules.tensor("copies", copies, ["num_copies", ("3", 3)], any_stride=True)
+    _rules.dtype("copies", copies, torch.int32)
+
+
+def copy(
+    copies: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    cpu_target: str | None = None,
+    status: Tensor | None = None,
+) -> None:
+    check_copies(copies)
+    _rules.caches(key_cache, value_cache)
+    _rules.scale("key_scale", key_scale, "key_cache", key_cache, per_slot_only=True)
+    _rules.scale("value_scale", value_scale, "value_cache", value_cache, per_slot_only=True)
+    _rules.settings(key_cache.device, num_threads, backend, cpu_target, status=status)
 
 
 def append(

@@ -34,16 +34,28 @@ _TAGS = (
 
 
 def define(
-    name: str, arguments: str, returns: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    arguments: str,
+    returns: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    on_the_cpu_too: tuple[str, ...] = (),
 ) -> Any:
     """The operator pagefill::name. `kernel` runs it on dense tensors of the CPU or of CUDA, `fake`
-    without data. Both get positional arguments, less those at the end that have their defaults."""
+    without data. Both get positional arguments, less those at the end that have their defaults.
+    Tensors of the names in `on_the_cpu_too` may be on the CPU while the others are elsewhere."""
     _library.define(f"{name}({arguments}) -> {returns}", tags=_TAGS)
     operator = getattr(torch.ops.pagefill, name).default
     names = [argument.name for argument in operator._schema.arguments]
 
     def fake_of_one_device(*values: Any) -> Any:
-        on_one_device({n: v for n, v in zip(names, values, strict=False) if isinstance(v, Tensor)})
+        on_one_device(
+            {
+                n: v
+                for n, v in zip(names, values, strict=False)
+                if isinstance(v, Tensor) and not (n in on_the_cpu_too and v.device.type == "cpu")
+            }
+        )
         return fake(*values)
 
     def refuse(*values: Any) -> NoReturn:

@@ -73,14 +73,17 @@ def settings(
     max_chunk_size: int | None = None,
     max_context_len: int | None = None,
     status: Tensor | None = None,
+    *,
+    tokens_name: str = "total_tokens",
 ) -> None:
     if device.type != "cuda":
         refuse_cuda_settings(max_chunk_size, max_context_len, status)
         return
     if num_threads is not None:
         refuse_threads(num_threads)
-    at_least_none("max_chunk_size", "total_tokens", max_chunk_size)
-    at_least_none("max_context_len", "max_pages * page_size", max_context_len)
+    pages_name = "max_pages" if tokens_name == "total_tokens" else "num_pages"
+    at_least_none("max_chunk_size", tokens_name, max_chunk_size)
+    at_least_none("max_context_len", f"{pages_name} * page_size", max_context_len)
     if status is not None:
         tensor("status", status, [("4", 4)])
         dtype("status", status, torch.int32)

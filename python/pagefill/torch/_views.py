@@ -14,7 +14,7 @@ from pagefill._c import dtypes, structs
 from pagefill._c.library import DTYPES
 
 _CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
-_pack = structs.tensor
+_at = structs.tensor_at
 _unpack_dual: Any = forward_ad.unpack_dual
 
 
@@ -65,13 +65,13 @@ def view(name: str, tensor: Tensor) -> bytes:
         raise dtypes.unknown_dtype(name, str(error)) from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return _pack(tensor.data_ptr(), layout)
+    return _at(tensor.data_ptr()) + layout
 
 
 def new_view(tensor: Tensor) -> bytes:
     """Of a new row-major tensor, whose strides need no asking."""
     layout = _row_major(tensor.dtype, tensor.shape, tensor.get_device())
-    return _pack(tensor.data_ptr(), layout)
+    return _at(tensor.data_ptr()) + layout
 
 
 @lru_cache(maxsize=4096)
@@ -84,7 +84,7 @@ def _row_major(dtype: torch.dtype, shape: tuple[int, ...], device: int) -> bytes
 def unread_int32(*shape: int, device: int) -> bytes:
     """Of metadata whose elements a call does not read: the address is none."""
     layout = _row_major(torch.int32, shape, device)
-    return _pack(structs.NOWHERE, layout)
+    return _at(structs.NOWHERE) + layout
 
 
 def optional_view(name: str, tensor: Tensor | None) -> bytes | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from pagefill._c import options, structs
+from pagefill._c.environment import variable
 from pagefill.torch._views import view
 
 # At the end of a schema and with defaults, so that an exported program still loads when something
@@ -18,11 +18,6 @@ MAXIMA = "SymInt? max_chunk_size=None, SymInt? max_context_len=None"  # of atten
 
 CPU = -1
 """As Tensor.get_device says."""
-
-# As the library does on every call; five times faster than os.environ. PyDLL: not worth letting go
-# of the GIL for.
-_getenv = ctypes.PyDLL(None).getenv
-_getenv.restype = ctypes.c_void_p
 
 _raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as Inductor's programs do
 
@@ -52,11 +47,11 @@ def context(
             max_chunk_size or 0,
             max_context_len or 0,
             None if status is None else view("status", status),
-            *(() if workspace is None else (workspace.data_ptr(), workspace.numel())),
+            *(() if workspace is None else (workspace.data_ptr(), workspace.nbytes)),
         )
     if max_chunk_size is not None or max_context_len is not None or status is not None:
         refuse_cuda_settings(max_chunk_size, max_context_len, status)
-    if num_threads is None and not _getenv(b"PAGEFILL_NUM_THREADS"):
+    if num_threads is None and variable(b"PAGEFILL_NUM_THREADS") is None:
         num_threads = torch.get_num_threads()
         if num_threads > structs.MAX_THREADS:
             num_threads = structs.MAX_THREADS

@@ -165,15 +165,26 @@ struct CopyRows {
   int vector_bytes = 0;  // rows begin at, and are, multiples of it
 };
 
+struct Copy {
+  int32_t source, destination, num_slots;
+};
+
 // As many copies as fit a kernel's arguments; none needs another's result.
 struct CopyArguments {
   static constexpr int kMaxCopies = 128;
-  struct Copy {
-    int32_t source, destination, num_slots;
-  };
   CopyRows rows[4];  // keys, values, and their scales
   int num_kv_heads = 0, num_copies = 0;
   Copy copies[kMaxCopies];
+};
+
+// Copies that stand on the device.
+struct ListedCopyArguments {
+  CopyRows rows[4];  // keys, values, and their scales
+  int num_kv_heads = 0;
+  const int32_t* listed = nullptr;
+  int64_t copy_stride = 0, number_stride = 0, num_copies = 0;
+  int64_t total_num_pages = 0, page_size = 0;
+  int32_t* status = nullptr;
 };
 
 struct MergeArguments {

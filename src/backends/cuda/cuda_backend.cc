@@ -173,6 +173,24 @@ cuda::CopyRows copy_rows(const MutableTensorView& view) {
   return rows;
 }
 
+template <typename Arguments>
+void fill_copy_rows(const CopyProblem& p, Arguments& a) {
+  a.rows[0] = copy_rows(p.key_cache), a.rows[1] = copy_rows(p.value_cache);
+  a.rows[2] = copy_rows(p.key_scale), a.rows[3] = copy_rows(p.value_scale);
+  a.num_kv_heads = static_cast<int>(p.key_cache.shape[0]);
+}
+
+cuda::ListedCopyArguments listed_copy_arguments(const CopyProblem& p, const RunSettings& settings) {
+  cuda::ListedCopyArguments a;
+  fill_copy_rows(p, a);
+  a.listed = static_cast<const int32_t*>(p.listed.data);
+  a.copy_stride = p.listed.strides[0], a.number_stride = p.listed.strides[1];
+  a.num_copies = p.listed.shape[0];
+  a.total_num_pages = p.key_cache.shape[1], a.page_size = p.key_cache.shape[2];
+  a.status = static_cast<int32_t*>(settings.cuda.status.data);
+  return a;
+}
+
 // A copy that reads or writes what an earlier one of these writes, or writes what it reads, has to wait.
 bool must_wait(const cuda::CopyArguments& a, const PageCopy& copy) {
   for (int i = 0; i < a.num_copies; ++i) {
@@ -221,8 +239,6 @@ class CudaBackend final : public Backend {
   Result<size_t> workspace_size(const Problem& p, const RunSettings& settings) const override {
     if (is_empty(p)) return size_t{0};
     PAGEFILL_RETURN_IF_ERROR(check_counts(p));
-    const cuda::DeviceGuard guard(p.device.index);
-    PAGEFILL_RETURN_IF_ERROR(guard.status());
     const Result<Plan> plan = cuda::make_plan(p, settings.cuda);
     if (!plan.ok()) return plan.status();
     return plan->workspace_bytes;
@@ -268,10 +284,12 @@ class CudaBackend final : public Backend {
     const cuda::DeviceGuard guard(p.key_cache.device.index);
     PAGEFILL_RETURN_IF_ERROR(guard.status());
     const auto stream = static_cast<cudaStream_t>(settings.cuda.stream);
+    if (p.listed.given()) {
+      return cuda::cuda_status(
+          "copy_pages", cuda::launch_listed_copy(listed_copy_arguments(p, settings), stream));
+    }
     cuda::CopyArguments a;
-    a.rows[0] = copy_rows(p.key_cache), a.rows[1] = copy_rows(p.value_cache);
-    a.rows[2] = copy_rows(p.key_scale), a.rows[3] = copy_rows(p.value_scale);
-    a.num_kv_heads = static_cast<int>(p.key_cache.shape[0]);
+    fill_copy_rows(p, a);
     for (const PageCopy& copy : p.copies) {
       if (a.num_copies == cuda::CopyArguments::kMaxCopies || must_wait(a, copy)) {
         PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("copy_pages", cuda::launch_copy(a, stream)));
@@ -308,9 +326,8 @@ class CudaBackend final : public Backend {
     if (plan.kernel->box_keys > 0) maps = cuda::sm90::make_tensor_maps(a, plan.kernel->box_keys);
     void* arguments[] = {&a, &maps};  // the portable kernels take the first
     PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status(
-        "forward",
-        cuda::launch(plan.kernel->function, plan.num_blocks, plan.kernel->threads,
-                     plan.shared_bytes, arguments, stream)));
+        "forward", cuda::launch(plan.kernel->function, plan.num_blocks, plan.kernel->threads,
+                                plan.shared_bytes, arguments, stream)));
     if (plan.num_states == 0) return {};
     return cuda::cuda_status("combine", cuda::launch_combine(a, stream));
   }

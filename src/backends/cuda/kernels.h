@@ -59,6 +59,7 @@ cudaError_t launch_combine(const Arguments& a, const Stream& stream);
 
 cudaError_t launch_append(const AppendArguments& a, cudaStream_t stream);
 cudaError_t launch_copy(const CopyArguments& a, cudaStream_t stream);
+cudaError_t launch_listed_copy(const ListedCopyArguments& a, cudaStream_t stream);
 cudaError_t launch_merge(const MergeArguments& a, cudaStream_t stream);
 
 }  // namespace pagefill::cuda

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <string_view>
 #include <utility>
 
 #include "backends/cuda/config.h"
+#include "backends/cuda/device_guard.h"
 #include "checks.h"
 
 namespace pagefill::cuda {
@@ -64,15 +66,107 @@ const ForwardKernel* find_kernel(const Problem& p, int compute_capability, std::
   return widest;
 }
 
-Status find_compute_capability(const Problem& p, int& compute_capability) {
+// What the run time says of a device, and of a kernel on it. It is asked once a thread: each answer takes it a lock
+// or more, and the answers never change. (cudaDeviceReset forgets that a kernel may have so much shared memory, as it
+// forgets all memory; after it a launch fails.)
+struct DeviceLimits {
+  int device = 0;
+  int compute_capability = 0, num_multiprocessors = 0, max_shared_bytes = 0;
+
+  bool answers(int asked) const { return num_multiprocessors > 0 && device == asked; }
+};
+
+Result<DeviceLimits> ask_device(int device) {
+  DeviceLimits limits{device};
   int major = 0, minor = 0;
-  for (const auto& [attribute, to] : {std::pair(cudaDevAttrComputeCapabilityMajor, &major),
-                                      std::pair(cudaDevAttrComputeCapabilityMinor, &minor)}) {
-    PAGEFILL_RETURN_IF_ERROR(cuda_status("cudaDeviceGetAttribute",
-                                         cudaDeviceGetAttribute(to, attribute, p.device.index)));
+  for (const auto& [attribute, to] :
+       {std::pair(cudaDevAttrComputeCapabilityMajor, &major),
+        std::pair(cudaDevAttrComputeCapabilityMinor, &minor),
+        std::pair(cudaDevAttrMultiProcessorCount, &limits.num_multiprocessors),
+        std::pair(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits.max_shared_bytes)}) {
+    PAGEFILL_RETURN_IF_ERROR(
+        cuda_status("cudaDeviceGetAttribute", cudaDeviceGetAttribute(to, attribute, device)));
   }
-  compute_capability = 10 * major + minor;
-  return {};
+  limits.compute_capability = 10 * major + minor;
+  limits.max_shared_bytes -= kStaticSharedBytes;
+  return limits;
+}
+
+struct KernelFit {
+  // What is asked.
+  const ForwardKernel* kernel = nullptr;
+  int device = 0, head_dim = 0, element_size = 0;
+  // As many rows of a tile as fit, the shared memory of a block, and the blocks that run at once.
+  int tile_rows = 0;
+  size_t shared_bytes = 0;
+  int64_t num_resident = 0;
+
+  bool answers(const KernelFit& asked) const {
+    return kernel == asked.kernel && device == asked.device && head_dim == asked.head_dim &&
+           element_size == asked.element_size;
+  }
+};
+
+Result<KernelFit> ask_fit(KernelFit fit, const DeviceLimits& limits) {
+  const auto most = static_cast<size_t>(limits.max_shared_bytes);
+  for (int rows = fit.kernel->tile_rows; rows >= kWarpRows; rows /= 2) {
+    fit.tile_rows = rows;
+    fit.shared_bytes = fit.kernel->shared_bytes(rows, fit.head_dim, fit.element_size);
+    if (fit.shared_bytes <= most) break;
+  }
+  if (fit.shared_bytes > most) {
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("query: expected a head_dim whose tiles fit the {} bytes of shared "
+                              "memory of CUDA device {}, got {}, which needs {}",
+                              most, fit.device, fit.head_dim, fit.shared_bytes));
+  }
+  const DeviceGuard guard(fit.device);
+  PAGEFILL_RETURN_IF_ERROR(guard.status());
+  PAGEFILL_RETURN_IF_ERROR(cuda_status(
+      "cudaFuncSetAttribute",
+      cudaFuncSetAttribute(fit.kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           limits.max_shared_bytes)));
+  int per_multiprocessor = 0;
+  PAGEFILL_RETURN_IF_ERROR(cuda_status(
+      "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, fit.kernel->function,
+                                                    fit.kernel->threads, fit.shared_bytes)));
+  fit.num_resident = int64_t{std::max(per_multiprocessor, 1)} * limits.num_multiprocessors;
+  return fit;
+}
+
+// A thread's last answers: of as many devices as a host has, and of more kernels than a model's layers take.
+template <typename Answer, size_t kMost>
+struct Answers {
+  std::array<Answer, kMost> answers{};
+  size_t next = 0;
+
+  const Answer& keep(const Answer& answer) {
+    Answer& kept = answers[next];
+    next = (next + 1) % kMost;
+    return kept = answer;
+  }
+};
+
+Result<DeviceLimits> limits_of(int device) {
+  thread_local Answers<DeviceLimits, 16> known;
+  for (const DeviceLimits& limits : known.answers) {
+    if (limits.answers(device)) return limits;
+  }
+  const Result<DeviceLimits> asked = ask_device(device);
+  return asked.ok() ? known.keep(*asked) : asked;
+}
+
+Result<KernelFit> fit_of(const Problem& p, const ForwardKernel* kernel,
+                         const DeviceLimits& limits) {
+  thread_local Answers<KernelFit, 16> known;
+  const KernelFit question{kernel, limits.device, static_cast<int>(p.head_dim),
+                           static_cast<int>(dtype_size(p.key_cache.dtype))};
+  for (const KernelFit& fit : known.answers) {
+    if (fit.answers(question)) return fit;
+  }
+  const Result<KernelFit> asked = ask_fit(question, limits);
+  return asked.ok() ? known.keep(*asked) : asked;
 }
 
 // How many segments the keys of a chunk's rows can lie in.
@@ -93,46 +187,12 @@ int64_t max_tiles(const Problem& p, const CudaSettings& settings, int tile_rows)
   return per_sequence > all / std::max<int64_t>(p.num_seqs, 1) ? all : per_sequence * p.num_seqs;
 }
 
-// The rows of a tile and the shared memory of a block: as many rows as fit.
-Status fit_shared_memory(const Problem& p, Plan& plan) {
-  int most = 0;
-  PAGEFILL_RETURN_IF_ERROR(cuda_status(
-      "cudaDeviceGetAttribute",
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device.index)));
-  most -= kStaticSharedBytes;
-  const auto element_size = static_cast<int>(dtype_size(p.key_cache.dtype));
-  for (int rows = plan.tile_rows; rows >= kWarpRows; rows /= 2) {
-    plan.tile_rows = rows;
-    plan.shared_bytes = plan.kernel->shared_bytes(rows, static_cast<int>(p.head_dim), element_size);
-    if (plan.shared_bytes <= static_cast<size_t>(most)) break;
-  }
-  if (plan.shared_bytes > static_cast<size_t>(most)) {
-    return Status(StatusCode::kUnsupported,
-                  fmt::format("query: expected a head_dim whose tiles fit the {} bytes of shared "
-                              "memory of CUDA device {}, got {}, which needs {}",
-                              most, p.device.index, p.head_dim, plan.shared_bytes));
-  }
-  return cuda_status("cudaFuncSetAttribute",
-                     cudaFuncSetAttribute(plan.kernel->function,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, most));
-}
-
-Status fit_grid(const Problem& p, const CudaSettings& settings, Plan& plan) {
-  int per_multiprocessor = 0, multiprocessors = 0;
-  PAGEFILL_RETURN_IF_ERROR(cuda_status(
-      "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, plan.kernel->function,
-                                                    plan.kernel->threads, plan.shared_bytes)));
-  PAGEFILL_RETURN_IF_ERROR(cuda_status(
-      "cudaDeviceGetAttribute",
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.device.index)));
-  const int64_t resident = int64_t{std::max(per_multiprocessor, 1)} * multiprocessors;
+int num_blocks(const Problem& p, const CudaSettings& settings, const Plan& plan,
+               int64_t num_resident) {
   const int64_t tiles = max_tiles(p, settings, plan.tile_rows);
   const int64_t tasks_a_tile = p.num_kv_heads * plan.num_value_parts * plan.max_segments;
-  plan.num_blocks =
-      static_cast<int>(tiles > resident / tasks_a_tile ? resident : tiles * tasks_a_tile);
-  plan.num_blocks = std::max(plan.num_blocks, 1);
-  return {};
+  const int64_t blocks = tiles > num_resident / tasks_a_tile ? num_resident : tiles * tasks_a_tile;
+  return std::max(static_cast<int>(blocks), 1);
 }
 
 // Hands out consecutive pieces of memory, aligned to what a float4 and the L2's lines like.
@@ -179,8 +239,9 @@ Status cuda_status(const char* what, cudaError_t error) {
 
 Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   Plan plan;
-  int compute_capability = 0;
-  PAGEFILL_RETURN_IF_ERROR(find_compute_capability(p, compute_capability));
+  const Result<DeviceLimits> limits = limits_of(p.device.index);
+  if (!limits.ok()) return limits.status();
+  const int compute_capability = limits->compute_capability;
   plan.overlaps = compute_capability >= 90;
   const std::string_view target = wished_target();
   plan.kernel = find_kernel(p, compute_capability, target, Tile::kFewRows);
@@ -188,12 +249,14 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   if (settings.max_chunk_size > plan.kernel->tile_rows / p.group) {
     plan.kernel = find_kernel(p, compute_capability, target, Tile::kManyRows);
   }
-  plan.tile_rows = plan.kernel->tile_rows;
+  const Result<KernelFit> fit = fit_of(p, plan.kernel, *limits);
+  if (!fit.ok()) return fit.status();
+  plan.tile_rows = fit->tile_rows;
+  plan.shared_bytes = fit->shared_bytes;
   plan.num_value_parts = static_cast<int>(ceil_div(p.v_head_dim, plan.kernel->value_cols));
   plan.max_segments = std::max<int64_t>(max_segments(p, settings), 1);
   plan.value_stride = static_cast<int>(p.v_head_dim);
-  PAGEFILL_RETURN_IF_ERROR(fit_shared_memory(p, plan));
-  PAGEFILL_RETURN_IF_ERROR(fit_grid(p, settings, plan));
+  plan.num_blocks = num_blocks(p, settings, plan, fit->num_resident);
   if (plan.max_segments > 1) {
     const int64_t tokens =
         std::min(p.query.shape[0], settings.max_chunk_size > p.query.shape[0] / p.num_seqs

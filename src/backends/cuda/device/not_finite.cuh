@@ -21,7 +21,8 @@ __device__ __forceinline__ uint32_t finite_pair(uint32_t pair) {
 // Whether there is one among the values that this thread, of kThreads, looks through.
 template <typename T, int kBytes, int kThreads>
 __device__ __forceinline__ bool finds_not_finite(const char* values, int thread) {
-  uint32_t largest = 0;  // of all numbers without their signs, in either half: those have the largest exponent
+  uint32_t largest =
+      0;  // of all numbers without their signs, in either half: those have the largest exponent
 #pragma unroll 4
   for (int i = thread; i < kBytes / 16; i += kThreads) {
     const uint4 pairs = reinterpret_cast<const uint4*>(values)[i];

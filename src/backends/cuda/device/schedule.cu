@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
   for (int64_t base = 0; base < a.num_seqs; base += blockDim.x) {
     const int64_t s = base + threadIdx.x;
     const bool is_there = s < a.num_seqs;
-    if (a.num_seqs > blockDim.x) p = is_there ? sequences[s] : SequencePlan{};  // else it is at hand
+    if (a.num_seqs > blockDim.x)
+      p = is_there ? sequences[s] : SequencePlan{};  // else it is at hand
     const bool is_long =
         p.num_segments > 1 && p.num_segments * kTasksPerBlock * a.num_blocks > total_work;
     int64_t total;

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "backends/cuda/kernels.h"
-#include "backends/cuda/ptx/grid.h"
 #include "backends/cuda/portable/finish.cuh"
+#include "backends/cuda/ptx/grid.h"
 #include "problem.h"
 
 namespace pagefill::cuda {

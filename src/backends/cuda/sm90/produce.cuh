@@ -30,7 +30,8 @@ struct Fetcher {
     has_ended = index >= num_tasks;
     Task found{};  // without a plan: the end
     if (!has_ended) {
-      next = take_task(*a.workspace.header);  // asked for early: the answer is there at the next call
+      next =
+          take_task(*a.workspace.header);  // asked for early: the answer is there at the next call
       found = find_task(a, index);
     }
     if (threadIdx.x == 0) shared.tasks[slot.at] = found;
@@ -46,7 +47,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
   const int warp = uniform(threadIdx.x / 32);
   const bool fetches = warp == 0;
   Fetcher<C> fetcher{a, shared, a.workspace.header->num_tasks, blockIdx.x};
-  const bool brings_queries = warp >= kProducerWarps / 2;  // not the fetching one; values are needed later
+  const bool brings_queries =
+      warp >= kProducerWarps / 2;  // not the fetching one; values are needed later
   Cursor<C::kQueryBuffers> queries;
   Cursor<C::kStages> stage;
   if (fetches) fetcher.fetch();
