@@ -60,7 +60,8 @@ struct SequencePlan {
   int64_t first_state;  // of the partial states
   int64_t first_row;    // of the split rows
   int32_t num_tiles;    // row tiles,
-  int32_t num_split;    // of which the first ones are split into segments, a task each
+  int32_t num_split;    // of which the first ones are split: into num_parts tasks of part_segments each
+  int32_t num_parts, part_segments;
   int32_t first_segment, num_segments;
   int32_t is_bad;  // its rows are NaN
 
@@ -116,6 +117,7 @@ struct Arguments {
   int num_value_parts = 1;  // of the value columns, each with tasks of its own
   int tile_rows = 0;        // rows of a row tile
   int num_blocks = 0;       // of the forward kernel
+  int part_segments = 1;    // of a split tile that a task may have, at most
   DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
   int cache_element_size = 0;
 

@@ -119,6 +119,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.num_value_parts = plan.num_value_parts;
   a.tile_rows = plan.tile_rows;
   a.num_blocks = plan.num_blocks;
+  a.part_segments = plan.kernel->part_segments;
   a.query_dtype = p.query.dtype;
   a.cache_dtype = p.key_cache.dtype;
   a.cache_element_size = static_cast<int>(dtype_size(p.key_cache.dtype));

@@ -1,5 +1,6 @@
 // What there is to do, from lengths that lie on the device: one block looks at all sequences.
 #include <algorithm>
+#include <limits>
 
 #include "backends/cuda/config.h"
 #include "backends/cuda/device/find.cuh"
@@ -101,6 +102,24 @@ __device__ int32_t num_split_tiles(const Arguments& a, const SequencePlan& p, in
   return static_cast<int32_t>(max(p.num_tiles - whole, int64_t{0}));
 }
 
+// Into how many tasks each of the split tiles goes, so that in some rounds all blocks have one: as few as come to about
+// the shortest time, in which beginning and ending a task is like a segment (10 microseconds of 13 on an H200).
+__device__ void split_tiles(const Arguments& a, int64_t num_tiles, SequencePlan& p) {
+  constexpr int kMostRounds = 4;
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
+    const int64_t parts = max(int64_t{rounds} * a.num_blocks / num_tiles, int64_t{1});
+    const auto segments = static_cast<int32_t>(
+        min(ceil_div(int64_t{p.num_segments}, parts), int64_t{a.part_segments}));
+    const int64_t tasks = num_tiles * ceil_div(p.num_segments, segments);
+    const int64_t time = ceil_div(tasks, int64_t{a.num_blocks}) * (segments + 1);
+    if (time >= best) continue;
+    best = time;
+    p.part_segments = segments;
+  }
+  p.num_parts = ceil_div(p.num_segments, p.part_segments);
+}
+
 // (token, query head) pairs of which the first row tiles hold some.
 __device__ int64_t rows_of_tiles(const Arguments& a, const SequencePlan& p, int32_t num_tiles) {
   const int64_t tokens = ceil_div(int64_t{num_tiles} * a.tile_rows, a.group);
@@ -153,8 +172,9 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
     if (first_state + rows * p.num_segments > a.workspace.num_states) p.num_split = 0;
     p.first_row = num_rows + sum_before(p.num_split > 0 ? rows : 0, &total);
     num_rows += total;
+    if (p.num_split > 0) split_tiles(a, p.num_split * tasks_per_tile, p);
     const int64_t tasks =
-        tasks_per_tile * (p.num_tiles + int64_t{p.num_split} * (p.num_segments - 1));
+        tasks_per_tile * (p.num_tiles + int64_t{p.num_split} * (p.num_parts - 1));
     p.first_task = num_tasks + sum_before(tasks, &total);
     num_tasks += total;
     if (is_there) sequences[s] = p;

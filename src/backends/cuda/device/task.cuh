@@ -1,4 +1,4 @@
-// A task: a row tile of one KV head of one sequence against all of its keys, or one segment of them.
+// A task: a row tile of one KV head of one sequence against all of its keys, or some segments of them.
 #pragma once
 
 #include "backends/cuda/config.h"
@@ -32,7 +32,8 @@ struct Task {
   int32_t kv_start;
   int kv_head;
   int value_part;
-  int segment;  // absolute, or -1: all
+  int segment;  // the first one, absolute; or -1: all
+  int num_segments;
   // Keys that some row takes, and those that all rows take, and see.
   KeyInterval any, all_attended, all_visible;
 };
@@ -52,7 +53,7 @@ __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
   KeyRange any = a.mask.attended(seq, first, last + 1);
   if (task.segment >= 0) {
     const int64_t begin = int64_t{task.segment} * kSegmentKv;
-    any = intersect(any, {begin, begin + kSegmentKv});
+    any = intersect(any, {begin, begin + int64_t{task.num_segments} * kSegmentKv});
   }
   task.any = interval(any.empty() ? KeyRange{} : any);
   task.all_attended = interval(
@@ -78,8 +79,10 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   task.segment = -1;
   if (rest >= num_whole) {
     rest -= num_whole;
-    task.segment = p.first_segment + static_cast<int>(rest % p.num_segments);
-    tile = p.num_split - 1 - rest / p.num_segments;
+    const int before = static_cast<int>(rest % p.num_parts) * p.part_segments;
+    task.segment = p.first_segment + before;
+    task.num_segments = min(p.part_segments, p.num_segments - before);
+    tile = p.num_split - 1 - rest / p.num_parts;
   }
   task.first_row = tile * a.tile_rows;
   task.first_token = task.first_row / a.group;
@@ -119,15 +122,15 @@ __device__ inline void write_nan(const Arguments& a, const Task& task, int64_t t
             task.kv_head * a.group, a.group, thread, step);
 }
 
-// Where a row's partial state of the task's segment goes; -1 where it sees none of its keys.
-__device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task& task,
+// Where a row's partial state of one of the task's segments goes; -1 where it sees none of its keys.
+__device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task& task, int segment,
                                                  const TaskRow& row) {
   const SequencePlan& p = *task.plan;
   const SequenceGeometry seq = p.geometry();
   const KeyRange keys = a.mask.attended(seq, seq.position(row.token));
-  const int64_t segment_begin = int64_t{task.segment} * kSegmentKv;
+  const int64_t segment_begin = int64_t{segment} * kSegmentKv;
   if (keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) return -1;
-  return p.first_state + (row.token * a.num_q_heads + row.q_head) * p.num_segments + task.segment -
+  return p.first_state + (row.token * a.num_q_heads + row.q_head) * p.num_segments + segment -
          p.first_segment;
 }
 

@@ -116,7 +116,7 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
                                               const RowState (&totals)[C::kRowBlocks][2]) {
   const Workspace& w = a.workspace;
   for_each_row<C, kBlocks>(a, task, place, totals, [&](int m, int r, TaskRow row, RowState total) {
-    const int64_t state = partial_state(a, task, row);
+    const int64_t state = partial_state(a, task, task.segment, row);
     if (state < 0) return;
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
       w.partial_states[state] = {total.max, total.sum};

@@ -213,6 +213,7 @@ ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
       C::kTileRows,
       kThreads,
       C::kRowBlocks * (C::kOutputCols + 1) * 4 * kThreads,
+      1,
       0,
       reinterpret_cast<const void*>(&forward<C>),
       [](int tile_rows, int head_dim, int cache_element_size) {

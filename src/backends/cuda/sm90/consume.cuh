@@ -128,9 +128,10 @@ struct Consumer {
     values.advance();
   }
 
-  // All KV tiles of a task, of which there are some. While the scores of one tile are computed, so are the
+  // Some KV tiles of a task, up to the last one or not. While the scores of one tile are computed, so are the
   // values of the one before it.
-  __device__ __forceinline__ void run_tiles(const Task& task, Tiles tiles, Outputs<C>& output) {
+  __device__ __forceinline__ void run_tiles(const Task& task, Tiles tiles, bool has_last,
+                                            Outputs<C>& output) {
     Scores<C> scores;
     PackedWeights<C> weights;
     Rows2 states;
@@ -145,7 +146,7 @@ struct Consumer {
     turns.give();
     ptx::wait_for_products<0>();
     ptx::pin(scores);
-    end_scores(tiles.begin + 1 == tiles.end);
+    end_scores(has_last && tiles.begin + 1 == tiles.end);
     finish_scores(task, tiles.begin, notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
@@ -177,7 +178,7 @@ struct Consumer {
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
-      end_scores(tile + 2 == tiles.end);
+      end_scores(has_last && tile + 2 == tiles.end);
       finish_scores(task, tile + 1, notes, scores);
       if (begins_segment(tile + 1)) {
         ptx::keep_branch();
@@ -205,20 +206,23 @@ struct Consumer {
     end_segment(states, last, tiles, output);
   }
 
+  // At once, or where it is split segment by segment.
   __device__ __forceinline__ void run_task(const Task& task) {
     const Tiles tiles = tiles_of<C>(task);
+    const bool is_split = uniform(task.segment) >= 0;
     Outputs<C> output;
-    if (tiles.begin < tiles.end) {
-      run_tiles(task, tiles, output);
-    } else {
+    if (tiles.begin >= tiles.end) {
       totals.rows[0] = totals.rows[1] = RowState();
       clear_outputs(output);
     }
-    if (task.segment >= 0) {
-      write_partial<C>(a, task, first_row, totals.rows, output);
-    } else {
-      write_output<C>(a, task, first_row, totals.rows, output);
+#pragma unroll 1
+    for (Tiles some = tiles; some.begin < tiles.end; some.begin = some.end) {
+      const int segment = some.begin / C::kSegmentTiles;
+      some.end = is_split ? min((segment + 1) * C::kSegmentTiles, tiles.end) : tiles.end;
+      run_tiles(task, some, some.end == tiles.end, output);
+      if (is_split) write_partial<C>(a, task, segment, first_row, totals.rows, output);
     }
+    if (!is_split) write_output<C>(a, task, first_row, totals.rows, output);
   }
 
  private:

@@ -68,14 +68,14 @@ __device__ __forceinline__ void for_each_row(const Arguments& a, const Task& tas
 
 __device__ __forceinline__ int column_of(int col) { return col * 8 + threadIdx.x % 4 * 2; }
 
-// The state of one segment of a split row tile, for combine: of the rows that see some of it, whatever their weights
+// The state of a segment of a split row tile, for combine: of the rows that see some of it, whatever their weights
 // come to, as 0 * v may be a NaN.
 template <class C>
-__device__ __forceinline__ void write_partial(const Arguments& a, const Task& task, int first_row,
-                                              const RowState (&rows)[2], const Outputs<C>& output) {
+__device__ __forceinline__ void write_partial(const Arguments& a, const Task& task, int segment,
+                                              int first_row, const RowState (&rows)[2], const Outputs<C>& output) {
   const Workspace& w = a.workspace;
   for_each_row(a, task, first_row, [&](int r, TaskRow row) {
-    const int64_t state = partial_state(a, task, row);
+    const int64_t state = partial_state(a, task, segment, row);
     if (state < 0) return;
     if (threadIdx.x % 4 == 0) w.partial_states[state] = {rows[r].max, rows[r].sum};
 #pragma unroll

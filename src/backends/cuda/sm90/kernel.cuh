@@ -2,6 +2,8 @@
 // multiprocessor takes tasks until none is left: a warpgroup brings tiles, the others compute.
 #pragma once
 
+#include <limits>
+
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/ptx/grid.h"
 #include "backends/cuda/sm90/consume.cuh"
@@ -46,6 +48,7 @@ ForwardKernel forward_kernel(DType dtype) {
           C::kTileRows,
           C::kThreads,
           C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
+          std::numeric_limits<int>::max(),
           C::kHalfKeys,
           reinterpret_cast<const void*>(&forward<C>),
           [](int, int, int) { return sizeof(SharedMemory<C>); }};
