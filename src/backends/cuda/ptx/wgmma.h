@@ -9,22 +9,9 @@
 
 #include <cstdint>
 
+#include "backends/cuda/ptx/matrix_descriptor.h"
+
 namespace pagefill::cuda::ptx {
-
-// Where a matrix lies in shared memory: rows of 128 bytes whose 16-byte chunks are exchanged by the row's
-// number (swizzle of 128 bytes), in groups of 8 rows that are `group_bytes` apart; `part_bytes` lie between
-// two parts of 64 columns of a matrix that is read along its rows' columns.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t part_bytes,
-                                                      uint32_t group_bytes) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
-         static_cast<uint64_t>(part_bytes >> 4) << 16 |
-         static_cast<uint64_t>(group_bytes >> 4) << 32 | uint64_t{1} << 62;
-}
-
-// The descriptor of what lies `bytes` further on.
-__device__ __forceinline__ uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
-  return descriptor + (bytes >> 4);
-}
 
 // Before the first of some products, whose registers other instructions have written.
 __device__ __forceinline__ void fence_products() {

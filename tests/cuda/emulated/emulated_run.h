@@ -1,0 +1,68 @@
+// Calls on the emulated device, in all of its schedules.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "machine/schedule.h"
+#include "support/oracle.h"
+#include "support/run.h"
+#include "support/tolerance.h"
+
+namespace pagefill::testing {
+
+inline const Where kDevice{"cuda", "auto", 1};
+inline constexpr DType kHalves[] = {DType::kBFloat16, DType::kFloat16};
+
+// The schedule of the launches in its scope.
+class WithSchedule {
+ public:
+  explicit WithSchedule(const emulated::Schedule& schedule)
+      : before_(emulated::present_schedule()),
+        trace_(__FILE__, __LINE__, emulated::describe(schedule)) {
+    emulated::present_schedule() = schedule;
+  }
+  WithSchedule(const WithSchedule&) = delete;
+  WithSchedule& operator=(const WithSchedule&) = delete;
+  ~WithSchedule() { emulated::present_schedule() = before_; }
+
+ private:
+  emulated::Schedule before_;
+  ::testing::ScopedTrace trace_;
+};
+
+// One after another, for tests of many cases.
+inline const emulated::Schedule& next_schedule() {
+  static size_t next = 0;
+  return emulated::kSchedules[next++ % std::size(emulated::kSchedules)];
+}
+
+inline Geometry geometry(DType dtype, int64_t head_dim, std::vector<Lengths> sequences) {
+  return {.sequences = std::move(sequences),
+          .head_dim = head_dim,
+          .query_dtype = dtype,
+          .cache_dtype = dtype};
+}
+
+// Against the oracle, within the bounds of conformance.
+inline void expect(const Expected& expected, const Problem& problem, const Layout& layout,
+                   const Cut& cut = {}) {
+  const WithSchedule schedule(next_schedule());
+  SCOPED_TRACE(describe(layout) + ", chunks of " + std::to_string(cut.chunk_size));
+  const Results results = run(problem, layout, kDevice, cut);
+  EXPECT_EQ(results.reports.at(0).target, std::string("sm90"));
+  expect_close(results, expected, problem);
+}
+inline void expect_right(const Problem& problem, const Layout& layout = {}, const Cut& cut = {}) {
+  expect(oracle(problem), problem, layout, cut);
+}
+
+inline void expect_right_in_all_schedules(const Problem& problem, const Layout& layout = {}) {
+  const Expected expected = oracle(problem);
+  SCOPED_TRACE(describe(layout));
+  for (const emulated::Schedule& schedule : emulated::kSchedules) {
+    const WithSchedule with(schedule);
+    expect_close(run(problem, layout, kDevice), expected, problem);
+  }
+}
+
+}  // namespace pagefill::testing
