@@ -35,7 +35,7 @@ __device__ __forceinline__ void hide_scores(uint32_t tile_begin, const RowKeys (
   for (int r = 0; r < 2; ++r) {
     const KeyInterval keys = rows[r].attended;
     const uint32_t first = tile_begin + threadIdx.x % 4 * 2 - keys.begin;
-    const uint32_t count = keys.end - keys.begin;
+    const uint32_t count = keys.end > keys.begin ? keys.end - keys.begin : 0;
 #pragma unroll
     for (int i = 0; i < 2 * C::kScoreCols; ++i) {
       float& s = scores[i / 2][2 * r + i % 2];

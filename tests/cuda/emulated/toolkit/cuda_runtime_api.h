@@ -29,7 +29,7 @@ using cudaStream_t = struct emulated_stream*;
 
 struct dim3 {
   unsigned x, y, z;
-  explicit dim3(unsigned along_x = 1, unsigned along_y = 1, unsigned along_z = 1)
+  dim3(unsigned along_x = 1, unsigned along_y = 1, unsigned along_z = 1)
       : x(along_x), y(along_y), z(along_z) {}
 };
 
