@@ -182,6 +182,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) transpose_piece(keys + v * n, at, units[v]);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
+        ahead.fetch_some();
 #pragma GCC unroll 4
         for (int e = 0; e < kOperandsOfUnit<T, Dot>; ++e) {
           FloatVec k[kVectors];
@@ -196,7 +197,6 @@ struct Blocks<PAGEFILL_DOT> {
           queries += stride;
         }
       }
-      if (at % kFetchBytes == 0) ahead.fetch_some();
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -214,7 +214,7 @@ struct Blocks<PAGEFILL_DOT> {
   static void add_row_values(const float* HWY_RESTRICT weights, const void* const* values,
                              int64_t column, int64_t begin, int64_t end,
                              const float* HWY_RESTRICT rescale, float* HWY_RESTRICT acc,
-                             int64_t value_stride) {
+                             int64_t value_stride, FetchAhead& ahead) {
     const FloatTag d;
     const int64_t n = hn::Lanes(d);
     acc += column;
@@ -233,6 +233,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) {
         value[v] = load_values<T, Dot>(values, k, begin, end, column + v * n);
       }
+      ahead.fetch_some();
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const FloatVec w = broadcast_unit(weights + r * kTileKv + k / Dot::kElements);

@@ -72,15 +72,19 @@ HWY_INLINE void with_few_rows(int64_t num_rows, const Visitor& visitor) {
 }
 
 // How often score_few_rows asks for some of the next tile.
-template <class T>
+template <class T, class Dot>
 int64_t fetches_of_few_rows(const Problem& p, int64_t num_rows, int64_t num_keys) {
   const int64_t vectors = num_keys / static_cast<int64_t>(hn::Lanes(FloatTag()));
   int64_t calls = 0;
   with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) {
     constexpr int kTogether = kFewRowsBlocking[kIndex].key_vectors;
-    calls = vectors / kTogether + vectors % kTogether;
+    calls = (vectors / kTogether + vectors % kTogether) *
+            ceil_div(p.head_dim * static_cast<int64_t>(sizeof(T)), kUnitBytes);
+    constexpr int kColumns = kFewRowsBlocking[kIndex].value_vectors;
+    const int64_t columns = p.v_head_dim / static_cast<int64_t>(hn::Lanes(FloatTag()));
+    calls += (columns / kColumns + columns % kColumns) * num_keys / Dot::kElements;
   });
-  return calls * ceil_div(p.head_dim * static_cast<int64_t>(sizeof(T)), kFetchBytes);
+  return calls;
 }
 
 // Keys [begin, end), whole vectors, against all rows of the block, and rows that stand in for them.
@@ -128,60 +132,95 @@ HWY_INLINE void select_row(float* HWY_RESTRICT scores, int64_t begin, int64_t en
   }
 }
 
-template <class Dot>
-HWY_INLINE void softmax_row(float* HWY_RESTRICT scores, int64_t begin, int64_t end, float& max,
-                            float& sum, float& rescale) {
+// kRows rows whose scores are kTileKv apart: each waits for its own chains, of maxima, of the exponential and of
+// sums, and several together wait as long as one.
+template <class Dot, int kRows>
+HWY_INLINE void softmax_rows(float* HWY_RESTRICT scores, int64_t begin, int64_t end,
+                             float* HWY_RESTRICT max, float* HWY_RESTRICT sum,
+                             float* HWY_RESTRICT rescale) {
   const FloatTag d;
   const hn::FixedTag<float, 4> d4;
   const int64_t n = hn::Lanes(d);
-  const FloatVec old_max = hn::Set(d, max);
-  FloatVec m = old_max;
-  for (int64_t k = begin; k < end; k += n) m = hn::Max(m, hn::Load(d, scores + k));
-  const FloatVec new_max = hn::MaxOfLanes(d, m);
   const FloatVec minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
-  const FloatVec base = hn::IfThenZeroElse(hn::Eq(new_max, minus_infinity), new_max);
-  const FloatVec scale = exp2_nonpositive(d, hn::Sub(old_max, base));
+  FloatVec m[kRows], base[kRows], scale[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) m[r] = hn::Set(d, max[r]);
   for (int64_t k = begin; k < end; k += n) {
-    hn::Store(exp2_nonpositive(d, hn::Sub(hn::Load(d, scores + k), base)), d, scores + k);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) m[r] = hn::Max(m[r], hn::Load(d, scores + r * kTileKv + k));
   }
-  auto sums = hn::Zero(d4);
-  for (int64_t k = begin; k < end; k += 4) sums = hn::Add(sums, hn::Load(d4, scores + k));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    m[r] = hn::MaxOfLanes(d, m[r]);
+    base[r] = hn::IfThenZeroElse(hn::Eq(m[r], minus_infinity), m[r]);
+    scale[r] = exp2_nonpositive(d, hn::Sub(hn::Set(d, max[r]), base[r]));
+    max[r] = hn::GetLane(m[r]);
+    rescale[r] = hn::GetLane(scale[r]);
+  }
+  for (int64_t k = begin; k < end; k += n) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      float* at = scores + r * kTileKv + k;
+      hn::Store(exp2_nonpositive(d, hn::Sub(hn::Load(d, at), base[r])), d, at);
+    }
+  }
+  hn::Vec<decltype(d4)> sums[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = hn::Zero(d4);
+  for (int64_t k = begin; k < end; k += 4) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = hn::Add(sums[r], hn::Load(d4, scores + r * kTileKv + k));
+    }
+  }
   if constexpr (Dot::kElements == 2) {
     // In place: the numbers that are written over have been read.
     const hn::Repartition<uint16_t, FloatTag> d16;
     const hn::Half<decltype(d16)> half;
     for (int64_t k = begin; k < end; k += n) {
-      const FloatVec w = hn::Load(d, scores + k);
-      hn::Store(hn::LowerHalf(half, Dot::round(w, w)), half,
-                reinterpret_cast<uint16_t*>(scores) + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        float* row = scores + r * kTileKv;
+        const FloatVec w = hn::Load(d, row + k);
+        hn::Store(hn::LowerHalf(half, Dot::round(w, w)), half,
+                  reinterpret_cast<uint16_t*>(row) + k);
+      }
     }
   }
-  HWY_ALIGN float s[4];
-  hn::Store(sums, d4, s);
-  const FloatVec added = hn::Set(d, (s[0] + s[2]) + (s[1] + s[3]));
-  max = hn::GetLane(new_max);
-  rescale = hn::GetLane(scale);
-  sum = hn::GetLane(hn::MulAdd(hn::Set(d, sum), scale, added));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    HWY_ALIGN float s[4];
+    hn::Store(sums[r], d4, s);
+    const FloatVec added = hn::Set(d, (s[0] + s[2]) + (s[1] + s[3]));
+    sum[r] = hn::GetLane(hn::MulAdd(hn::Set(d, sum[r]), scale[r], added));
+  }
 }
 
-// The scores of row r of the block, of the keys [begin, end) of a tile, whole vectors, become its weights;
-// it takes the keys `keys` of the tile.
-template <class Dot>
-HWY_INLINE void weigh_row(const Problem& p, const KvTile& kv, int64_t r, KeyRange keys,
-                          int64_t begin, int64_t end, float* HWY_RESTRICT scores,
-                          const Scratch& scratch, const State& state, float& rescale) {
+// The scores of rows [row, row + kRows) of the block, of the keys [begin, end) of a tile, whole vectors, become
+// their weights; row r takes the keys keys[r] of the tile.
+template <class Dot, int kRows>
+HWY_INLINE void weigh_rows(const Problem& p, const KvTile& kv, int64_t row, const KeyRange* keys,
+                           int64_t begin, int64_t end, const Scratch& scratch, const State& state) {
   const bool quantised = is_quantised(p.key_cache.dtype);
-  if (quantised) scale_row(scores, begin, end, kv.key_scale);
-  if (p.attn_logits_soft_cap) {
-    soft_cap_scores(scores + begin, end - begin, *p.attn_logits_soft_cap * kLog2E);
+  for (int64_t r = row; r < row + kRows; ++r) {
+    float* HWY_RESTRICT scores = scratch.scores + r * kTileKv;
+    if (quantised) scale_row(scores, begin, end, kv.key_scale);
+    if (p.attn_logits_soft_cap) {
+      soft_cap_scores(scores + begin, end - begin, *p.attn_logits_soft_cap * kLog2E);
+    }
+    if (p.mask.masked_keys_count) {
+      select_row<false>(scores, begin, end, scratch.visible_begin[r] - kv.start,
+                        scratch.visible_end[r] - kv.start, p.mask_value * kLog2E);
+    }
+    if (!covers(keys[r], begin, end)) {
+      select_row<true>(scores, begin, end, keys[r].begin, keys[r].end, 0);
+    }
   }
-  if (p.mask.masked_keys_count) {
-    select_row<false>(scores, begin, end, scratch.visible_begin[r] - kv.start,
-                      scratch.visible_end[r] - kv.start, p.mask_value * kLog2E);
-  }
-  if (!covers(keys, begin, end)) select_row<true>(scores, begin, end, keys.begin, keys.end, 0);
-  softmax_row<Dot>(scores, begin, end, state.max[r], state.sum[r], rescale);
-  if (quantised) scale_row(scores, begin, end, kv.value_scale);
+  float* HWY_RESTRICT scores = scratch.scores + row * kTileKv;
+  softmax_rows<Dot, kRows>(scores, begin, end, state.max + row, state.sum + row,
+                           scratch.rescale + row);
+  if (!quantised) return;
+  for (int r = 0; r < kRows; ++r) scale_row(scores + r * kTileKv, begin, end, kv.value_scale);
 }
 
 // Rows [row, row + num_rows), which take the same keys [begin, end). Rows past the block's last may be
@@ -189,7 +228,7 @@ HWY_INLINE void weigh_row(const Problem& p, const KvTile& kv, int64_t r, KeyRang
 template <class T, class Dot>
 HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, const KvTile& kv,
                              int64_t begin, int64_t end, int64_t value_stride,
-                             const Scratch& scratch, const State& state) {
+                             const Scratch& scratch, const State& state, FetchAhead& ahead) {
   const int64_t n = hn::Lanes(FloatTag());
   const auto add = [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) HWY_ATTR {
     constexpr FewRowsBlocking kShape = kFewRowsBlocking[kIndex];
@@ -198,11 +237,11 @@ HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, cons
     int64_t c = 0;
     for (; c + kShape.value_vectors * n <= value_stride; c += kShape.value_vectors * n) {
       Blocks<Dot>::template add_row_values<T, kShape.rows, kShape.value_vectors>(
-          weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride);
+          weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride, ahead);
     }
     for (; c < value_stride; c += n) {
       Blocks<Dot>::template add_row_values<T, kShape.rows, 1>(
-          weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride);
+          weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride, ahead);
     }
   };
   if (last_rows) return with_few_rows(num_rows, add);
@@ -216,25 +255,33 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
   const int64_t num_rows = block.num_rows(), stride = few_rows_stride(num_rows);
   const int64_t value_stride = p.v_head_dim;
   reset(state, round_up(num_rows, lanes), stride * value_stride);
-  FetchAhead ahead(p, sizeof(T));
+  FetchAhead ahead(p, sizeof(T), few_rows_fetch_near());
   for_each_kv_tile(
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
-        ahead.plan(next, fetches_of_few_rows<T>(p, num_rows, end - begin));
+        ahead.plan(next, fetches_of_few_rows<T, Dot>(p, num_rows, end - begin));
         score_few_rows<T, Dot>(p, num_rows, stride, kv, begin, end, factor, scratch, ahead);
         KeyRange keys[kFewRows];  // within the tile, of each row
-        for (int64_t r = 0; r < num_rows; ++r) {
-          keys[r] = keys_of_row(scratch, kv, r);
-          if (keys[r].empty()) continue;
-          weigh_row<Dot>(p, kv, r, keys[r], begin, end, scratch.scores + r * kTileKv, scratch,
-                         state, scratch.rescale[r]);
+        for (int64_t r = 0; r < num_rows; ++r) keys[r] = keys_of_row(scratch, kv, r);
+        for (int64_t r = 0; r < num_rows;) {
+          const auto taken = [&](int64_t rows) {
+            return r + rows <= num_rows &&
+                   std::none_of(keys + r, keys + r + rows, [](KeyRange k) { return k.empty(); });
+          };
+          if (taken(4)) {
+            weigh_rows<Dot, 4>(p, kv, r, keys, begin, end, scratch, state);
+            r += 4;
+          } else {
+            if (taken(1)) weigh_rows<Dot, 1>(p, kv, r, keys, begin, end, scratch, state);
+            ++r;
+          }
         }
         for (int64_t r = 0, after; r < num_rows; r = after) {
           for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {
           }
           if (keys[r].empty()) continue;
           add_few_rows<T, Dot>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end,
-                               value_stride, scratch, state);
+                               value_stride, scratch, state, ahead);
         }
       });
 }

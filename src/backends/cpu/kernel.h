@@ -82,6 +82,9 @@ struct Kernel {
   int64_t value_stride(const Problem& p) const { return round_up(p.v_head_dim, lanes); }
 };
 
+// Whether few rows ask for the next KV tile into the first-level cache of this machine, not the second.
+bool few_rows_fetch_near();
+
 // The targets that were compiled in, best first.
 std::span<const TargetInfo> kernel_targets();
 
