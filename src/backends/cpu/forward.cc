@@ -112,7 +112,7 @@ const std::vector<Entry>& entries() {
 
 }  // namespace
 
-bool few_rows_fetch_near() {
+bool fetches_near() {
   static const bool near = prefetches_to_second_level_are_slow();
   return near;
 }

@@ -83,7 +83,7 @@ struct Kernel {
 };
 
 // Whether few rows ask for the next KV tile into the first-level cache of this machine, not the second.
-bool few_rows_fetch_near();
+bool fetches_near();
 
 // The targets that were compiled in, best first.
 std::span<const TargetInfo> kernel_targets();

@@ -46,11 +46,13 @@ inline constexpr int64_t kLine = 64;  // bytes of a cache line
 
 // Asks for a line of the next KV tile while this one is computed: it comes from memory meanwhile, whatever
 // the order of the pages. Into the second-level cache, or the first.
-HWY_INLINE void fetch_line(const void* row, int64_t at) {
-  __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
-}
-HWY_INLINE void fetch_line_near(const void* row, int64_t at) {
-  __builtin_prefetch(static_cast<const char*>(row) + at, 0, 3);
+HWY_INLINE void fetch_line(const void* row, int64_t at, bool near) {
+  const char* line = static_cast<const char*>(row) + at;
+  if (near) {
+    __builtin_prefetch(line, 0, 3);
+  } else {
+    __builtin_prefetch(line, 0, 2);
+  }
 }
 
 // Rows are gathered two KV tiles ahead, and the first lines of each page of memory that they lie in asked for
@@ -58,9 +60,9 @@ HWY_INLINE void fetch_line_near(const void* row, int64_t at) {
 // Zen 4 takes 1.1 (heads 8/8) to 1.2 times (32/8) as long without; four lines are 3 % better than one or 16.
 inline constexpr int64_t kMemoryPage = 4096;
 inline constexpr int64_t kTouchedBytes = 4 * kLine;
-HWY_INLINE void touch(const char* at, const char* end) {
+HWY_INLINE void touch(const char* at, const char* end, bool near) {
   end = std::min(end, at + kTouchedBytes);
-  for (; at < end; at += kLine) fetch_line(at, 0);
+  for (; at < end; at += kLine) fetch_line(at, 0, near);
 }
 
 // The rows of keys, or of values, of a KV head.
@@ -75,20 +77,21 @@ class RowsOfHead {
   }
 
   // `count` rows of a physical page, from that slot on.
-  HWY_INLINE void gather(int64_t page, int64_t slot, int64_t count, const void** rows) const {
+  HWY_INLINE void gather(int64_t page, int64_t slot, int64_t count, bool near,
+                         const void** rows) const {
     const char* at = head_ + page * page_bytes_ + slot * slot_bytes_;
     const char* const last = at + (count - 1) * slot_bytes_;
     const bool dense = slot_bytes_ == row_bytes_;
     const char* touched = at;
     for (; touched <= last; touched += std::max(slot_bytes_, kMemoryPage)) {
-      touch(touched, (dense ? last : touched) + row_bytes_);
+      touch(touched, (dense ? last : touched) + row_bytes_, near);
     }
     // A last piece that begins on no step.
     const auto page_of = [](const char* byte) {
       return reinterpret_cast<uintptr_t>(byte) / kMemoryPage;
     };
     if (page_of(last) != page_of(touched - std::max(slot_bytes_, kMemoryPage))) {
-      touch(last, last + row_bytes_);
+      touch(last, last + row_bytes_, near);
     }
     for (int64_t i = 0; i < count; ++i) rows[i] = at + i * slot_bytes_;
   }
@@ -114,7 +117,7 @@ HWY_INLINE void gather_scale(const CacheScale& scale, int64_t kv_head, int64_t p
 
 // The tile of tile_kv keys at tile_start, as far as it lies in the segment, which is not empty.
 inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, int64_t tile_kv,
-                        int64_t tile_start, KvTile& tile) {
+                        int64_t tile_start, bool near, KvTile& tile) {
   const KeyRange keys = intersect(segment, {tile_start, tile_start + tile_kv});
   tile.start = tile_start;
   tile.begin = keys.begin - tile_start;
@@ -126,8 +129,8 @@ inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, 
   for (int64_t k = tile.begin, count; k < tile.end; k += count, ++logical_page, slot = 0) {
     count = std::min(tile.end - k, p.page_size - slot);
     const int64_t page = p.physical_page(block.sequence, logical_page);
-    key_rows.gather(page, slot, count, tile.keys + k);
-    value_rows.gather(page, slot, count, tile.values + k);
+    key_rows.gather(page, slot, count, near, tile.keys + k);
+    value_rows.gather(page, slot, count, near, tile.values + k);
     if (!quantised) continue;
     gather_scale(p.key_scale, block.kv_head, page, slot, count, tile.key_scale + k);
     gather_scale(p.value_scale, block.kv_head, page, slot, count, tile.value_scale + k);
@@ -150,7 +153,7 @@ inline KeyRange keys_of_row(const Scratch& scratch, const KvTile& tile, int64_t 
 // third-level cache, 6 % of a prefill's time, and decode for memory.
 class FetchAhead {
  public:
-  FetchAhead(const Problem& p, int64_t element_size, bool near = false)
+  FetchAhead(const Problem& p, int64_t element_size, bool near)
       : key_bytes_(p.head_dim * element_size),
         value_bytes_(p.v_head_dim * element_size),
         near_(near) {
@@ -173,11 +176,7 @@ class FetchAhead {
   HWY_INLINE void fetch_some() {
     int64_t owed = owed_ + bytes_a_step_, at = at_;
     for (; owed > 0 && row_ != end_; owed -= kLine) {
-      if (near_) {
-        fetch_line_near(*row_, at);
-      } else {
-        fetch_line(*row_, at);
-      }
+      fetch_line(*row_, at, near_);
       // Two multiplications by 1 in the chain of addresses keep the lines some 7 cycles apart. Back to back
       // they block the loads behind them: one row @ 32768, page size 16, reads 1.2 (heads 8/8) and 1.27 times
       // (32/8) as fast so on Zen 4, and more slowly again with four.
@@ -214,11 +213,12 @@ HWY_INLINE void for_each_kv_tile(const Problem& p, const Block& block, KeyRange 
                                  KeyRange reach, int64_t tile_kv, const Visitor& visitor) {
   if (segment.empty()) return;
   KvTile tiles[3];
+  const bool near = fetches_near();
   const int64_t first = round_down(segment.begin, tile_kv);
   const auto gather = [&](int64_t start) {
     KvTile& tile = tiles[(start - first) / tile_kv % 3];
     if (start < reach.end) {
-      gather_tile(p, block, reach, tile_kv, start, tile);
+      gather_tile(p, block, reach, tile_kv, start, near, tile);
     } else {
       tile.begin = tile.end = 0;
     }
