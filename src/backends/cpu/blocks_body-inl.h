@@ -162,10 +162,10 @@ struct Blocks<PAGEFILL_DOT> {
 
 #if PAGEFILL_CPU_KEYS_IN_LANES
   // scores[row][key] = dot(queries[.][row], keys[key][.]) * factor for kRows rows and kVectors vectors of
-  // keys, from d = 0 upwards. `stride` is that of the queries.
+  // keys, from d = 0 upwards. The queries are [head_dim][kRows].
   template <class T, int kRows, int kVectors>
-  static void score_row_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
-                             float factor, const void* const* keys, FetchAhead& ahead,
+  static void score_row_keys(const float* HWY_RESTRICT queries, int64_t head_dim, float factor,
+                             const void* const* keys, FetchAhead& ahead,
                              float* HWY_RESTRICT scores) {
     const FloatTag d;
     const int64_t n = hn::Lanes(d);
@@ -182,7 +182,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) transpose_piece(keys + v * n, at, units[v]);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        ahead.fetch_some();
+        if (u % units_a_fetch(kVectors) == 0) ahead.fetch_some();
 #pragma GCC unroll 4
         for (int e = 0; e < kOperandsOfUnit<T, Dot>; ++e) {
           FloatVec k[kVectors];
@@ -194,7 +194,7 @@ struct Blocks<PAGEFILL_DOT> {
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sums[r][v] = add_product(Dot(), k[v], q, sums[r][v]);
           }
-          queries += stride;
+          queries += kRows;
         }
       }
     }
@@ -233,7 +233,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) {
         value[v] = load_values<T, Dot>(values, k, begin, end, column + v * n);
       }
-      ahead.fetch_some();
+      if (k % (keys_a_fetch<T>(kVectors) * Dot::kElements) == 0) ahead.fetch_some();
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const FloatVec w = broadcast_unit(weights + r * kTileKv + k / Dot::kElements);

@@ -24,7 +24,7 @@ namespace HWY_NAMESPACE {
 
 #if !PAGEFILL_CPU_KEYS_IN_LANES
 inline bool suits_few_rows(const Problem&, const Block&) { return false; }
-inline int64_t few_rows_stride(int64_t num_rows) { return num_rows; }
+inline int64_t few_rows_together(int64_t rows_left) { return rows_left; }
 template <class T, class Dot>
 void attend_few_rows(const Problem&, const Block&, KeyRange, KeyRange, float, const Scratch&,
                      const State&) {}
@@ -42,9 +42,12 @@ inline constexpr FewRowsBlocking kFewRowsBlocking[] = {
     {1, kHas32Registers ? 4 : 2, 8},
     {2, kHas32Registers ? 4 : 2, kHas32Registers ? 8 : 4},
     {4, kHas32Registers ? 2 : 1, kHas32Registers ? 4 : 2},
+    {5, kHas32Registers ? 2 : 1, kHas32Registers ? 4 : 2},
     {6, kHas32Registers ? 2 : 1, kHas32Registers ? 4 : 2},
     {8, kHas32Registers ? 2 : 1, kHas32Registers ? 2 : 1},
 };
+
+inline constexpr int64_t kMaxRowsTogether = 8;
 
 // No read goes past a row: keys come in pieces, values in whole vectors.
 inline bool suits_few_rows(const Problem& p, const Block& block) {
@@ -53,11 +56,20 @@ inline bool suits_few_rows(const Problem& p, const Block& block) {
          p.v_head_dim % static_cast<int64_t>(hn::Lanes(FloatTag())) == 0;
 }
 
-// Rows that are computed for so many: the queries are [head_dim][stride].
-inline int64_t few_rows_stride(int64_t num_rows) {
+// Rows that are computed together where `rows_left` rows are left: some may stand in for the last one. Their
+// queries are [head_dim][rows].
+inline int64_t few_rows_together(int64_t rows_left) {
   return std::find_if(std::begin(kFewRowsBlocking), std::end(kFewRowsBlocking),
-                      [&](const FewRowsBlocking& shape) { return shape.rows >= num_rows; })
+                      [&](const FewRowsBlocking& shape) {
+                        return shape.rows >= std::min(rows_left, kMaxRowsTogether);
+                      })
       ->rows;
+}
+
+// Rows that are computed for so many.
+inline int64_t few_rows_computed(int64_t num_rows) {
+  const int64_t whole = round_down(num_rows - 1, kMaxRowsTogether);
+  return whole + few_rows_together(num_rows - whole);
 }
 
 // Calls visitor(integral_constant of the index) for the row of the table with the fewest rows that are not
@@ -71,40 +83,52 @@ HWY_INLINE void with_few_rows(int64_t num_rows, const Visitor& visitor) {
   visitor(std::integral_constant<size_t, kIndex>());
 }
 
-// How often score_few_rows asks for some of the next tile.
+// How often one pass over a tile asks for some of the next one.
 template <class T, class Dot>
 int64_t fetches_of_few_rows(const Problem& p, int64_t num_rows, int64_t num_keys) {
-  const int64_t vectors = num_keys / static_cast<int64_t>(hn::Lanes(FloatTag()));
-  int64_t calls = 0;
-  with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) {
-    constexpr int kTogether = kFewRowsBlocking[kIndex].key_vectors;
-    calls = (vectors / kTogether + vectors % kTogether) *
-            ceil_div(p.head_dim * static_cast<int64_t>(sizeof(T)), kUnitBytes);
-    constexpr int kColumns = kFewRowsBlocking[kIndex].value_vectors;
-    const int64_t columns = p.v_head_dim / static_cast<int64_t>(hn::Lanes(FloatTag()));
-    calls += (columns / kColumns + columns % kColumns) * num_keys / Dot::kElements;
-  });
-  return calls;
+  const int64_t lanes = hn::Lanes(FloatTag());
+  const int64_t key_vectors = num_keys / lanes, value_vectors = p.v_head_dim / lanes;
+  const int64_t units = p.head_dim * static_cast<int64_t>(sizeof(T)) / kUnitBytes;
+  int64_t fetches = 0;
+  const auto count = [&](int64_t rows) {
+    with_few_rows(rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) {
+      constexpr int kKeys = kFewRowsBlocking[kIndex].key_vectors;
+      constexpr int kValues = kFewRowsBlocking[kIndex].value_vectors;
+      fetches += key_vectors / kKeys * (units / units_a_fetch(kKeys)) +
+                 key_vectors % kKeys * (units / units_a_fetch(1)) +
+                 value_vectors / kValues * (num_keys / Dot::kElements / keys_a_fetch<T>(kValues)) +
+                 value_vectors % kValues * (num_keys / Dot::kElements / keys_a_fetch<T>(1));
+    });
+  };
+  for (int64_t row = 0; row < num_rows; row += kMaxRowsTogether) {
+    count(std::min(num_rows - row, kMaxRowsTogether));
+  }
+  return std::max<int64_t>(1, fetches);
 }
 
 // Keys [begin, end), whole vectors, against all rows of the block, and rows that stand in for them.
 template <class T, class Dot>
-HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, int64_t stride, const KvTile& kv,
-                               int64_t begin, int64_t end, float factor, const Scratch& scratch,
+HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, const KvTile& kv, int64_t begin,
+                               int64_t end, float factor, const Scratch& scratch,
                                FetchAhead& ahead) {
   const int64_t n = hn::Lanes(FloatTag());
-  with_few_rows(num_rows, [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) HWY_ATTR {
-    constexpr FewRowsBlocking kShape = kFewRowsBlocking[kIndex];
-    int64_t k = begin;
-    for (; k + kShape.key_vectors * n <= end; k += kShape.key_vectors * n) {
-      Blocks<Dot>::template score_row_keys<T, kShape.rows, kShape.key_vectors>(
-          scratch.queries, stride, p.head_dim, factor, kv.keys + k, ahead, scratch.scores + k);
-    }
-    for (; k < end; k += n) {
-      Blocks<Dot>::template score_row_keys<T, kShape.rows, 1>(
-          scratch.queries, stride, p.head_dim, factor, kv.keys + k, ahead, scratch.scores + k);
-    }
-  });
+  for (int64_t row = 0; row < num_rows; row += kMaxRowsTogether) {
+    const float* queries = scratch.queries + row * p.head_dim;
+    float* scores = scratch.scores + row * kTileKv;
+    const auto score = [&]<size_t kIndex>(std::integral_constant<size_t, kIndex>) HWY_ATTR {
+      constexpr FewRowsBlocking kShape = kFewRowsBlocking[kIndex];
+      int64_t k = begin;
+      for (; k + kShape.key_vectors * n <= end; k += kShape.key_vectors * n) {
+        Blocks<Dot>::template score_row_keys<T, kShape.rows, kShape.key_vectors>(
+            queries, p.head_dim, factor, kv.keys + k, ahead, scores + k);
+      }
+      for (; k < end; k += n) {
+        Blocks<Dot>::template score_row_keys<T, kShape.rows, 1>(queries, p.head_dim, factor,
+                                                                kv.keys + k, ahead, scores + k);
+      }
+    };
+    with_few_rows(std::min(num_rows - row, kMaxRowsTogether), score);
+  }
 }
 
 // As scale_by_key, select_scores and softmax for a row whose keys [begin, end), whole vectors, are in lanes.
@@ -223,10 +247,19 @@ HWY_INLINE void weigh_rows(const Problem& p, const KvTile& kv, int64_t row, cons
   for (int r = 0; r < kRows; ++r) scale_row(scores + r * kTileKv, begin, end, kv.value_scale);
 }
 
-// Rows [row, row + num_rows), which take the same keys [begin, end). Rows past the block's last may be
-// computed with it: they stand in for it.
+// Rows to add values to together where `rows_left` take the same keys: all of them, and some of the block's
+// `stand_ins` behind its last row, or as many as make a row of the table.
+inline int64_t rows_to_add(int64_t rows_left, int64_t stand_ins) {
+  const int64_t together = few_rows_together(rows_left);
+  if (together <= rows_left + stand_ins) return together;
+  return std::find_if(std::rbegin(kFewRowsBlocking), std::rend(kFewRowsBlocking),
+                      [&](const FewRowsBlocking& shape) { return shape.rows <= rows_left; })
+      ->rows;
+}
+
+// Rows [row, row + num_rows), which take the same keys [begin, end).
 template <class T, class Dot>
-HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, const KvTile& kv,
+HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, int64_t stand_ins, const KvTile& kv,
                              int64_t begin, int64_t end, int64_t value_stride,
                              const Scratch& scratch, const State& state, FetchAhead& ahead) {
   const int64_t n = hn::Lanes(FloatTag());
@@ -244,23 +277,25 @@ HWY_INLINE void add_few_rows(int64_t row, int64_t num_rows, bool last_rows, cons
           weights, kv.values, c, begin, end, scratch.rescale + row, acc, value_stride, ahead);
     }
   };
-  if (last_rows) return with_few_rows(num_rows, add);
-  for (; num_rows > 0; ++row, --num_rows) add(std::integral_constant<size_t, 0>());
+  for (int64_t together; num_rows > 0; row += together, num_rows -= together) {
+    together = rows_to_add(num_rows, stand_ins);
+    with_few_rows(together, add);
+  }
 }
 
 template <class T, class Dot>
 void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, KeyRange reach,
                      float factor, const Scratch& scratch, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
-  const int64_t num_rows = block.num_rows(), stride = few_rows_stride(num_rows);
+  const int64_t num_rows = block.num_rows();
   const int64_t value_stride = p.v_head_dim;
-  reset(state, round_up(num_rows, lanes), stride * value_stride);
+  reset(state, round_up(num_rows, lanes), few_rows_computed(num_rows) * value_stride);
   FetchAhead ahead(p, sizeof(T), fetches_near());
   for_each_kv_tile(
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
         ahead.plan(next, fetches_of_few_rows<T, Dot>(p, num_rows, end - begin));
-        score_few_rows<T, Dot>(p, num_rows, stride, kv, begin, end, factor, scratch, ahead);
+        score_few_rows<T, Dot>(p, num_rows, kv, begin, end, factor, scratch, ahead);
         KeyRange keys[kFewRows];  // within the tile, of each row
         for (int64_t r = 0; r < num_rows; ++r) keys[r] = keys_of_row(scratch, kv, r);
         for (int64_t r = 0; r < num_rows;) {
@@ -280,7 +315,8 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
           for (after = r + 1; after < num_rows && keys[after] == keys[r]; ++after) {
           }
           if (keys[r].empty()) continue;
-          add_few_rows<T, Dot>(r, after - r, after == num_rows, kv, keys[r].begin, keys[r].end,
+          const int64_t stand_ins = after == num_rows ? few_rows_computed(num_rows) - num_rows : 0;
+          add_few_rows<T, Dot>(r, after - r, stand_ins, kv, keys[r].begin, keys[r].end,
                                value_stride, scratch, state, ahead);
         }
       });

@@ -323,7 +323,7 @@ void load_queries_as(const Problem& p, const Block& block, const Scratch& scratc
   const float factor = score_factor(p);
   const bool few = suits_few_rows(p, block);
   for (int64_t begin = 0, n; begin < block.num_rows(); begin += n) {
-    n = few ? few_rows_stride(block.num_rows()) : tile_rows(rows - begin, lanes);
+    n = few ? few_rows_together(block.num_rows() - begin) : tile_rows(rows - begin, lanes);
     float* tile = scratch.queries + begin * p.head_dim;
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) {
