@@ -208,6 +208,43 @@ struct Blocks<PAGEFILL_DOT> {
     }
   }
 
+  // The same for kKeys keys of operands as they are, with rows in lanes: where a tile has no more keys, most lanes
+  // would have none. The queries are [head_dim][stride], at most kVectors vectors of rows; lanes behind them read
+  // on and are left out.
+  template <int kKeys, int kVectors>
+  static void score_lone_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
+                              float factor, const void* const* keys, float* HWY_RESTRICT scores) {
+    const FloatTag d;
+    const int64_t n = hn::Lanes(d);
+    FloatVec sums[kKeys][kVectors];
+#pragma GCC unroll 4
+    for (int k = 0; k < kKeys; ++k) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[k][v] = hn::Zero(d);
+    }
+    PAGEFILL_UNROLL_TWICE
+    for (int64_t i = 0; i < head_dim / Dot::kElements; ++i, queries += stride) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kKeys; ++k) {
+        const FloatVec unit = broadcast_unit(static_cast<const char*>(keys[k]) + i * kUnitBytes);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          sums[k][v] = add_product(Dot(), unit, hn::LoadU(d, queries + v * n), sums[k][v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kKeys; ++k) {
+      HWY_ALIGN float by_row[kVectors * hn::MaxLanes(FloatTag())];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (Dot::kElements > 1) sums[k][v] = hn::Mul(sums[k][v], hn::Set(d, factor));
+        hn::Store(sums[k][v], d, by_row + v * n);
+      }
+      for (int64_t r = 0; r < stride; ++r) scores[r * kTileKv + k] = by_row[r];
+    }
+  }
+
   // acc[row] = acc[row] * rescale[row] + sum over keys [begin, end) of weights[row][key] * values[key], for
   // kRows rows and kVectors vectors of columns from `column` on, keys in ascending order.
   template <class T, int kRows, int kVectors>

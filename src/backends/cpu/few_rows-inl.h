@@ -58,12 +58,11 @@ inline bool suits_few_rows(const Problem& p, const Block& block) {
 
 // Rows that are computed together where `rows_left` rows are left: some may stand in for the last one. Their
 // queries are [head_dim][rows].
-inline int64_t few_rows_together(int64_t rows_left) {
-  return std::find_if(std::begin(kFewRowsBlocking), std::end(kFewRowsBlocking),
-                      [&](const FewRowsBlocking& shape) {
-                        return shape.rows >= std::min(rows_left, kMaxRowsTogether);
-                      })
-      ->rows;
+constexpr int64_t few_rows_together(int64_t rows_left) {
+  for (const FewRowsBlocking& shape : kFewRowsBlocking) {
+    if (shape.rows >= rows_left) return shape.rows;
+  }
+  return kMaxRowsTogether;
 }
 
 // Rows that are computed for so many.
@@ -128,6 +127,47 @@ HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, const KvTile&
       }
     };
     with_few_rows(std::min(num_rows - row, kMaxRowsTogether), score);
+  }
+}
+
+// So many keys of a tile, or fewer, are scored with rows in lanes: a context of one token, or the last tile's
+// few. One token at context 1 then takes a fourth of the instructions of whole vectors of keys.
+inline constexpr int64_t kLoneKeys = 4;
+
+// As score_few_rows; the scores of other keys than [kv.begin, kv.end) stay as they are.
+template <class T, class Dot>
+HWY_INLINE void score_lone_keys(const Problem& p, int64_t num_rows, const KvTile& kv, float factor,
+                                const Scratch& scratch) {
+  constexpr bool kInPlace = std::is_same_v<T, float> || Dot::kElements > 1;
+  const int64_t n = hn::Lanes(FloatTag());
+  const void* keys[kLoneKeys];
+  for (int64_t k = 0; k < kLoneKeys; ++k) {
+    const void* key = kv.keys[std::min(kv.begin + k, kv.end - 1)];
+    if constexpr (!kInPlace) {
+      float* row = scratch.keys + k * p.head_dim;
+      if (kv.begin + k < kv.end) copy_row(static_cast<const T*>(key), p.head_dim, row);
+      key = scratch.keys + std::min(k, kv.end - 1 - kv.begin) * p.head_dim;
+    }
+    keys[k] = key;
+  }
+  for (int64_t row = 0, together; row < num_rows; row += together) {
+    together = few_rows_together(num_rows - row);
+    const float* queries = scratch.queries + row * p.head_dim;
+    float* scores = scratch.scores + row * kTileKv + kv.begin;
+    const auto score = [&]<int kKeys>(std::integral_constant<int, kKeys>) HWY_ATTR {
+      if (together > n) {
+        Blocks<Dot>::template score_lone_keys<kKeys, 2>(queries, together, p.head_dim, factor, keys,
+                                                        scores);
+      } else {
+        Blocks<Dot>::template score_lone_keys<kKeys, 1>(queries, together, p.head_dim, factor, keys,
+                                                        scores);
+      }
+    };
+    if (kv.end - kv.begin == 1) {
+      score(std::integral_constant<int, 1>());
+    } else {
+      score(std::integral_constant<int, kLoneKeys>());
+    }
   }
 }
 
@@ -252,9 +292,11 @@ HWY_INLINE void weigh_rows(const Problem& p, const KvTile& kv, int64_t row, cons
 inline int64_t rows_to_add(int64_t rows_left, int64_t stand_ins) {
   const int64_t together = few_rows_together(rows_left);
   if (together <= rows_left + stand_ins) return together;
-  return std::find_if(std::rbegin(kFewRowsBlocking), std::rend(kFewRowsBlocking),
-                      [&](const FewRowsBlocking& shape) { return shape.rows <= rows_left; })
-      ->rows;
+  int64_t whole = 1;
+  for (const FewRowsBlocking& shape : kFewRowsBlocking) {
+    if (shape.rows <= rows_left) whole = shape.rows;
+  }
+  return whole;
 }
 
 // Rows [row, row + num_rows), which take the same keys [begin, end).
@@ -295,7 +337,11 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
         ahead.plan(next, fetches_of_few_rows<T, Dot>(p, num_rows, end - begin));
-        score_few_rows<T, Dot>(p, num_rows, kv, begin, end, factor, scratch, ahead);
+        if (kv.end - kv.begin <= kLoneKeys && kv.begin + kLoneKeys <= kTileKv) {
+          score_lone_keys<T, Dot>(p, num_rows, kv, factor, scratch);
+        } else {
+          score_few_rows<T, Dot>(p, num_rows, kv, begin, end, factor, scratch, ahead);
+        }
         KeyRange keys[kFewRows];  // within the tile, of each row
         for (int64_t r = 0; r < num_rows; ++r) keys[r] = keys_of_row(scratch, kv, r);
         for (int64_t r = 0; r < num_rows;) {

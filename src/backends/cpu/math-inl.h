@@ -186,6 +186,37 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
 }
 #endif
 
+// Stores float32 as another dtype, rounded to nearest even like the conversions of float_types.h; the only NaN is
+// numeric_limits' quiet one.
+template <class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> v, float* to) {
+  hn::StoreU(v, d, to);
+}
+
+template <class D>
+HWY_INLINE void store_rounded([[maybe_unused]] D d, hn::Vec<D> v, bfloat16* to) {
+  const hn::RebindToUnsigned<D> du;
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::BitCast(du, v);
+  const auto lowest_kept = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), lowest_kept);
+  const auto upper = hn::BitCast(di, hn::ShiftRight<16>(rounded));
+  hn::StoreU(hn::DemoteTo(d16, upper), d16, reinterpret_cast<uint16_t*>(to));
+}
+
+template <class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> v, float16* to) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(to));
+#else
+  HWY_ALIGN float step[16];
+  hn::Store(v, d, step);
+  for (size_t i = 0; i < hn::Lanes(d); ++i) to[i] = float16(step[i]);
+#endif
+}
+
 // How products are added (blocks-inl.h). Operands are vectors of 32-bit units, kElements numbers each.
 struct FloatDot {
   static constexpr int kElements = 1;
