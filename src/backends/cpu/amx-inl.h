@@ -342,7 +342,7 @@ inline void attend_amx(const Problem& p, const Block& block, KeyRange segment, K
   const int64_t value_stride = p.v_head_dim;
   reset(state, rows, rows * value_stride);
   const AmxTiles tiles;
-  FetchAhead ahead(p, 2, false);
+  FetchAhead ahead(p, 2);
   const int64_t steps = kAmxTileKv / kAmxSide * (p.head_dim * 2 / kPieceBytes) +
                         ceil_div(rows, kAmxBlock) * (kAmxTileKv / kAmxBlock);
   for_each_kv_tile(

@@ -332,7 +332,7 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
   const int64_t num_rows = block.num_rows();
   const int64_t value_stride = p.v_head_dim;
   reset(state, round_up(num_rows, lanes), few_rows_computed(num_rows) * value_stride);
-  FetchAhead ahead(p, sizeof(T), fetches_near());
+  FetchAhead ahead(p, sizeof(T));
   for_each_kv_tile(
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);

@@ -194,7 +194,7 @@ void attend_rows(const Problem& p, const Block& block, KeyRange segment, KeyRang
   const int64_t steps =
       num_tiles * (kTileKv / kBlocking.keys) +
       rows / kBlocking.value_rows * ceil_div(value_stride, kBlocking.value_vectors * lanes);
-  FetchAhead ahead(p, sizeof(T), false);
+  FetchAhead ahead(p, sizeof(T));
   for_each_kv_tile(
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         ahead.plan(next, steps);
