@@ -131,7 +131,7 @@ HWY_INLINE void score_few_rows(const Problem& p, int64_t num_rows, const KvTile&
 }
 
 // So many keys of a tile, or fewer, are scored with rows in lanes: a context of one token, or the last tile's
-// few. One token at context 1 then takes a fourth of the instructions of whole vectors of keys.
+// few.
 inline constexpr int64_t kLoneKeys = 4;
 
 // As score_few_rows; the scores of other keys than [kv.begin, kv.end) stay as they are.

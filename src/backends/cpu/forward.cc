@@ -59,9 +59,9 @@ bool has_instructions(Pairs pairs) {
 // 4096. On Zen 4 it does 160 % of the float32 peak, and float32 88 %.
 bool pairs_are_slow() { return __builtin_cpu_is("intel"); }
 
-// Zen 5 (family 26) reads pieces of 2, 4 and 8 KiB in random order at 15.6, 15.7 and 19.6 GB/s with prefetcht0,
-// at 9.5, 13.5 and 15.4 with prefetcht1. On Zen 4 a decode row that fetched into the first-level cache, in
-// bursts, read half as fast as into the second.
+// Zen 5 (family 26) reads pieces of 2, 4 and 8 KiB in random order, 512 lines ahead, at 15.6, 15.7 and 15.9 GB/s
+// with prefetcht0, at 8.7, 13.5 and 14.3 with prefetcht1. On Zen 4 a decode row that fetched into the first-level
+// cache, in bursts, read half as fast as into the second.
 bool prefetches_to_second_level_are_slow() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__builtin_cpu_is("amd") || __get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return false;
