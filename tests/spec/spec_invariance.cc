@@ -123,6 +123,40 @@ TEST(Invariance, DecodeGivesTheBitsThatPrefillGives) {
   }
 }
 
+// From one row to more than the CPU backend calls few, over ends of KV tiles and of segments, so that rows of a
+// chunk take different keys of a tile; and tiles of a few keys.
+TEST(Invariance, AnyNumberOfFewRowsGivesTheBitsOfMany) {
+  struct Dtypes {
+    DType query, cache;
+  };
+  struct Heads {
+    int64_t q, kv;
+  };
+  std::vector<Variation> variations;
+  for (int64_t chunk_size = 1; chunk_size <= 18; ++chunk_size) {
+    variations.push_back({{}, 1, {chunk_size, true}});
+  }
+  for (Dtypes dtypes :
+       {Dtypes{DType::kFloat32, DType::kFloat32}, Dtypes{DType::kBFloat16, DType::kBFloat16},
+        Dtypes{DType::kFloat16, DType::kFloat16}, Dtypes{DType::kFloat32, DType::kInt8},
+        Dtypes{DType::kBFloat16, DType::kFloat8E4M3},
+        Dtypes{DType::kFloat32, DType::kFloat8E5M2}}) {
+    for (Heads heads : {Heads{1, 1}, Heads{3, 1}, Heads{5, 1}}) {
+      for (std::optional<int64_t> window : {std::optional<int64_t>(), std::optional<int64_t>(61)}) {
+        Problem problem = random_problem({.sequences = {{19, 71}, {5, 5}, {21, 1095}},
+                                          .num_q_heads = heads.q,
+                                          .num_kv_heads = heads.kv,
+                                          .head_dim = 16,
+                                          .v_head_dim = 48,
+                                          .query_dtype = dtypes.query,
+                                          .cache_dtype = dtypes.cache});
+        problem.options.sliding_window = window;
+        for (const Where& where : fast_targets()) expect_same_bits(problem, where, variations);
+      }
+    }
+  }
+}
+
 TEST(Invariance, HoldsForTheReferenceToo) {
   const Problem problem =
       random_problem({.sequences = {{20, 150}, {1, 90}, {9, 9}}, .head_dim = 16});

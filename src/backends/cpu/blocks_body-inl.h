@@ -162,10 +162,10 @@ struct Blocks<PAGEFILL_DOT> {
 
 #if PAGEFILL_CPU_KEYS_IN_LANES
   // scores[row][key] = dot(queries[.][row], keys[key][.]) * factor for kRows rows and kVectors vectors of
-  // keys, from d = 0 upwards. `stride` is that of the queries.
+  // keys, from d = 0 upwards. The queries are [head_dim][kRows].
   template <class T, int kRows, int kVectors>
-  static void score_row_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
-                             float factor, const void* const* keys, FetchAhead& ahead,
+  static void score_row_keys(const float* HWY_RESTRICT queries, int64_t head_dim, float factor,
+                             const void* const* keys, FetchAhead& ahead,
                              float* HWY_RESTRICT scores) {
     const FloatTag d;
     const int64_t n = hn::Lanes(d);
@@ -182,6 +182,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) transpose_piece(keys + v * n, at, units[v]);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
+        if (u % units_a_fetch(kVectors) == 0) ahead.fetch_some();
 #pragma GCC unroll 4
         for (int e = 0; e < kOperandsOfUnit<T, Dot>; ++e) {
           FloatVec k[kVectors];
@@ -193,10 +194,9 @@ struct Blocks<PAGEFILL_DOT> {
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sums[r][v] = add_product(Dot(), k[v], q, sums[r][v]);
           }
-          queries += stride;
+          queries += kRows;
         }
       }
-      if (at % kFetchBytes == 0) ahead.fetch_some();
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -208,13 +208,50 @@ struct Blocks<PAGEFILL_DOT> {
     }
   }
 
+  // The same for kKeys keys of operands as they are, with rows in lanes: where a tile has no more keys, most lanes
+  // would have none. The queries are [head_dim][stride], at most kVectors vectors of rows; lanes behind them read
+  // on and are left out.
+  template <int kKeys, int kVectors>
+  static void score_lone_keys(const float* HWY_RESTRICT queries, int64_t stride, int64_t head_dim,
+                              float factor, const void* const* keys, float* HWY_RESTRICT scores) {
+    const FloatTag d;
+    const int64_t n = hn::Lanes(d);
+    FloatVec sums[kKeys][kVectors];
+#pragma GCC unroll 4
+    for (int k = 0; k < kKeys; ++k) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[k][v] = hn::Zero(d);
+    }
+    PAGEFILL_UNROLL_TWICE
+    for (int64_t i = 0; i < head_dim / Dot::kElements; ++i, queries += stride) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kKeys; ++k) {
+        const FloatVec unit = broadcast_unit(static_cast<const char*>(keys[k]) + i * kUnitBytes);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          sums[k][v] = add_product(Dot(), unit, hn::LoadU(d, queries + v * n), sums[k][v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kKeys; ++k) {
+      HWY_ALIGN float by_row[kVectors * hn::MaxLanes(FloatTag())];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (Dot::kElements > 1) sums[k][v] = hn::Mul(sums[k][v], hn::Set(d, factor));
+        hn::Store(sums[k][v], d, by_row + v * n);
+      }
+      for (int64_t r = 0; r < stride; ++r) scores[r * kTileKv + k] = by_row[r];
+    }
+  }
+
   // acc[row] = acc[row] * rescale[row] + sum over keys [begin, end) of weights[row][key] * values[key], for
   // kRows rows and kVectors vectors of columns from `column` on, keys in ascending order.
   template <class T, int kRows, int kVectors>
   static void add_row_values(const float* HWY_RESTRICT weights, const void* const* values,
                              int64_t column, int64_t begin, int64_t end,
                              const float* HWY_RESTRICT rescale, float* HWY_RESTRICT acc,
-                             int64_t value_stride) {
+                             int64_t value_stride, FetchAhead& ahead) {
     const FloatTag d;
     const int64_t n = hn::Lanes(d);
     acc += column;
@@ -233,6 +270,7 @@ struct Blocks<PAGEFILL_DOT> {
       for (int v = 0; v < kVectors; ++v) {
         value[v] = load_values<T, Dot>(values, k, begin, end, column + v * n);
       }
+      if (k % (keys_a_fetch<T>(kVectors) * Dot::kElements) == 0) ahead.fetch_some();
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const FloatVec w = broadcast_unit(weights + r * kTileKv + k / Dot::kElements);

@@ -43,7 +43,7 @@ inline constexpr int64_t kKeyStep = 8;
 inline constexpr int64_t kMaxKeyStep = 32;
 
 // Up to this many rows, lanes are keys (few_rows-inl.h).
-inline constexpr int64_t kFewRows = 8;
+inline constexpr int64_t kFewRows = 16;
 
 // Row tiles of a block share the staged values and walk the same keys: more of them amortise the staging,
 // fewer keep the block's queries and its accumulators, at most a quarter of the second-level cache each,

@@ -323,7 +323,7 @@ void load_queries_as(const Problem& p, const Block& block, const Scratch& scratc
   const float factor = score_factor(p);
   const bool few = suits_few_rows(p, block);
   for (int64_t begin = 0, n; begin < block.num_rows(); begin += n) {
-    n = few ? few_rows_stride(block.num_rows()) : tile_rows(rows - begin, lanes);
+    n = few ? few_rows_together(block.num_rows() - begin) : tile_rows(rows - begin, lanes);
     float* tile = scratch.queries + begin * p.head_dim;
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) {
@@ -370,42 +370,39 @@ inline void merge(const Problem& p, const Block& block, const State& total, cons
 }
 
 // out = acc * weight / sum, where `weight` brings the state under the maximum that includes the sink. A
-// row without a weight to give (it sees no key, or all of its scores are -inf) has weight 0, and lse -inf where
-// there is no sink either; beside one, 0 * v may be a NaN.
+// row without a weight to give (it sees no key, or all of its scores are -inf) has weight 0, and weighs nothing,
+// with lse -inf, where there is no sink either; beside one, 0 * v may be a NaN.
 struct RowResult {
-  float weight, sum, lse;
+  float weight, sum;
+  bool weighs_nothing;
+  float lse;  // where it is asked for: a logarithm costs as much as writing the row
 };
 
-// One row of the result, divided and rounded. Adding +0 makes -0 of an underflow +0: which zero a sum ends
+// One row of the result, divided and rounded; vectors of D divide v_head_dim. Adding +0 makes -0 of an underflow
+// +0: which zero a sum ends
 // in may depend on the masked keys beside it. NaN gets one encoding for the same reason.
-template <class T>
-HWY_INLINE void write_row(const float* acc, const RowResult& result, int64_t v_head_dim, T* to) {
-  const StepTag d;
+template <class D, class T>
+HWY_INLINE void write_row(D d, const float* acc, const RowResult& result, int64_t v_head_dim,
+                          T* to) {
   const int64_t n = hn::Lanes(d);
   const auto nan = hn::Set(d, std::numeric_limits<float>::quiet_NaN());
-  const bool weighs_nothing = result.lse == -std::numeric_limits<float>::infinity();
-  HWY_ALIGN float step[8];
   for (int64_t c = 0; c < v_head_dim; c += n) {
     const auto scaled = hn::Mul(hn::LoadU(d, acc + c), hn::Set(d, result.weight));
     auto out = hn::Add(hn::Div(scaled, hn::Set(d, result.sum)), hn::Zero(d));
     out = hn::IfThenElse(hn::Eq(out, out), out, nan);
-    if (weighs_nothing) out = hn::Zero(d);
-    if constexpr (std::is_same_v<T, float>) {
-      hn::StoreU(out, d, to + c);
-    } else {
-      hn::Store(out, d, step);
-      for (int64_t i = 0; i < n; ++i) to[c + i] = T(step[i]);
-    }
+    if (result.weighs_nothing) out = hn::Zero(d);
+    store_rounded(d, out, to + c);
   }
 }
 
-inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
+inline RowResult row_result(float max, float sum, bool has_sink, float sink, bool wants_lse) {
   const FloatTag d;
   const float minus_infinity = -std::numeric_limits<float>::infinity();
-  if (sum == 0) return {0, 1, has_sink ? sink : minus_infinity};
-  RowResult result{1, sum, 0};
+  const bool sink_weighs = has_sink && sink != minus_infinity;
+  if (sum == 0) return {0, 1, !sink_weighs, has_sink ? sink : minus_infinity};
+  RowResult result{1, sum, false, 0};
   float base = max;
-  if (has_sink && sink != minus_infinity) {
+  if (sink_weighs) {
     const float sink_log2 = sink * kLog2E;
     base = std::max(max, sink_log2);
     HWY_ALIGN float weights[16];
@@ -414,12 +411,14 @@ inline RowResult row_result(float max, float sum, bool has_sink, float sink) {
     hn::Store(exp2_nonpositive(d, hn::Set(d, sink_log2 - base)), d, weights);
     result.sum = sum * result.weight + weights[0];
   }
+  if (!wants_lse) return result;
   const double lse = (base + std::log2(static_cast<double>(result.sum))) * 0.693147180559945309417;
   result.lse = std::isnan(lse) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(lse);
   return result;
 }
 
-inline void write_output(const Problem& p, const Block& block, const State& state) {
+template <class D>
+void write_rows(D d, const Problem& p, const Block& block, const State& state) {
   const int64_t lanes = hn::Lanes(FloatTag());
   const int64_t value_stride = round_up(p.v_head_dim, lanes);
   for (int64_t r = 0; r < block.num_rows(); ++r) {
@@ -427,23 +426,32 @@ inline void write_output(const Problem& p, const Block& block, const State& stat
     const int64_t token = block.seq.query_start + row / p.group;
     const int64_t q_head = block.kv_head * p.group + row % p.group;
     const RowResult result = row_result(state.max[r], state.sum[r], p.sinks.given(),
-                                        p.sinks.given() ? p.sink(q_head) : 0);
+                                        p.sinks.given() ? p.sink(q_head) : 0, p.lse.given());
     const float* acc = state.acc + r * value_stride;
     const int64_t offset = token * p.output.strides[0] + q_head * p.output.strides[1];
     switch (p.output.dtype) {
       case DType::kBFloat16:
-        write_row(acc, result, p.v_head_dim, static_cast<bfloat16*>(p.output.data) + offset);
+        write_row(d, acc, result, p.v_head_dim, static_cast<bfloat16*>(p.output.data) + offset);
         break;
       case DType::kFloat16:
-        write_row(acc, result, p.v_head_dim, static_cast<float16*>(p.output.data) + offset);
+        write_row(d, acc, result, p.v_head_dim, static_cast<float16*>(p.output.data) + offset);
         break;
       default:
-        write_row(acc, result, p.v_head_dim, static_cast<float*>(p.output.data) + offset);
+        write_row(d, acc, result, p.v_head_dim, static_cast<float*>(p.output.data) + offset);
     }
     if (p.lse.given()) {
       static_cast<float*>(p.lse.data)[token * p.lse.strides[0] + q_head * p.lse.strides[1]] =
           result.lse;
     }
+  }
+}
+
+inline void write_output(const Problem& p, const Block& block, const State& state) {
+  const FloatTag d;
+  if (p.v_head_dim % static_cast<int64_t>(hn::Lanes(d)) == 0) {
+    write_rows(d, p, block, state);
+  } else {
+    write_rows(StepTag(), p, block, state);
   }
 }
 

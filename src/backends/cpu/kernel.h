@@ -35,8 +35,8 @@ struct State {
 };
 
 // One worker's memory for one block. Row tiles follow one another; a tile of n rows keeps its queries as
-// [head_dim][n]. Operands that are pairs of bfloat16 share a float: half as many units. Few rows have one
-// tile, of few_rows_stride rows, and scores [rows][kTileKv]; AMX has queries [rows][head_dim], scores
+// [head_dim][n]. Operands that are pairs of bfloat16 share a float: half as many units. Few rows have
+// tiles of few_rows_together rows, and scores [rows][kTileKv]; AMX has queries [rows][head_dim], scores
 // [rows][kAmxTileKv], keys [head_dim / 2][kAmxTileKv], and values in as much memory as the others.
 struct Scratch {
   float* queries = nullptr;           // [rows * head_dim], multiplied by the score factor; or pairs
@@ -81,6 +81,9 @@ struct Kernel {
   int64_t padded_rows(int64_t num_rows) const { return round_up(num_rows, lanes); }
   int64_t value_stride(const Problem& p) const { return round_up(p.v_head_dim, lanes); }
 };
+
+// Whether the next KV tile is asked for into the first-level cache of this machine, not the second.
+bool fetches_near();
 
 // The targets that were compiled in, best first.
 std::span<const TargetInfo> kernel_targets();

@@ -112,6 +112,13 @@ HWY_INLINE hn::Vec<D> float8_e4m3_value(D d, hn::Vec<hn::RebindToSigned<D>> bits
   return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(di, rebased), nan), sign));
 }
 
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+}
+#else
 template <class D>
 HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
   const hn::Rebind<uint16_t, D> d16;
@@ -119,6 +126,7 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const float16* from) {
   return float16_value(d,
                        hn::PromoteTo(di, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from))));
 }
+#endif
 
 template <class D>
 HWY_INLINE hn::Vec<D> load_floats(D d, const int8_t* from) {
@@ -127,6 +135,39 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const int8_t* from) {
   return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, from)));
 }
 
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+// The float16 that is 2^-8 of the E4M3 whose 8 bits are the upper ones of each 16, the others 0; its NaN becomes
+// float16's.
+template <class D16>
+HWY_INLINE hn::Vec<D16> float16_of_e4m3(D16 d, hn::Vec<D16> upper) {
+  const hn::RebindToSigned<D16> di;
+  const auto shifted = hn::BitCast(d, hn::ShiftRight<1>(hn::BitCast(di, upper)));
+  const auto half = hn::And(shifted, hn::Set(d, 0xbf80));
+  const auto is_nan = hn::Eq(hn::And(half, hn::Set(d, 0x7fff)), hn::Set(d, 0x3f80));
+  return hn::IfThenElse(is_nan, hn::Set(d, 0x7e00), half);
+}
+inline constexpr float kE4M3Scale = 0x1p8f;
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e4m3* from) {
+  const hn::Rebind<uint8_t, D> d8;
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> half;
+  const auto bytes = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
+  const auto value = float16_of_e4m3(d16, hn::ShiftLeft<8>(bytes));
+  return hn::Mul(hn::PromoteTo(d, hn::BitCast(half, value)), hn::Set(d, kE4M3Scale));
+}
+
+// E5M2 is the upper half of a float16.
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
+  const hn::Rebind<uint8_t, D> d8;
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> half;
+  const auto bytes = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
+  return hn::PromoteTo(d, hn::BitCast(half, hn::ShiftLeft<8>(bytes)));
+}
+#else
 template <class D>
 HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e4m3* from) {
   const hn::Rebind<uint8_t, D> d8;
@@ -142,6 +183,38 @@ HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
   const hn::RebindToSigned<D> di;
   const auto bits = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
   return float16_value(d, hn::ShiftLeft<8>(bits));
+}
+#endif
+
+// Stores float32 as another dtype, rounded to nearest even like the conversions of float_types.h; the only NaN is
+// numeric_limits' quiet one.
+template <class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> v, float* to) {
+  hn::StoreU(v, d, to);
+}
+
+template <class D>
+HWY_INLINE void store_rounded([[maybe_unused]] D d, hn::Vec<D> v, bfloat16* to) {
+  const hn::RebindToUnsigned<D> du;
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::BitCast(du, v);
+  const auto lowest_kept = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), lowest_kept);
+  const auto upper = hn::BitCast(di, hn::ShiftRight<16>(rounded));
+  hn::StoreU(hn::DemoteTo(d16, upper), d16, reinterpret_cast<uint16_t*>(to));
+}
+
+template <class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> v, float16* to) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(to));
+#else
+  HWY_ALIGN float step[16];
+  hn::Store(v, d, step);
+  for (size_t i = 0; i < hn::Lanes(d); ++i) to[i] = float16(step[i]);
+#endif
 }
 
 // How products are added (blocks-inl.h). Operands are vectors of 32-bit units, kElements numbers each.
@@ -193,12 +266,32 @@ HWY_INLINE FloatVec unit_floats(bfloat16, hn::Vec<hn::RebindToUnsigned<FloatTag>
                      e == 0 ? hn::ShiftLeft<16>(units) : hn::And(units, hn::Set(du, 0xffff0000u)));
 }
 
+#if HWY_TARGET == HWY_AVX3
+// The first halves of all units, then the second ones, so that one instruction converts half of a vector.
+HWY_INLINE FloatVec unit_floats(float16, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  alignas(64) static constexpr uint16_t kApart[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                      22, 24, 26, 28, 30, 1,  3,  5,  7,  9,  11,
+                                                      13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i halves = _mm512_permutexvar_epi16(_mm512_load_si512(kApart), units.raw);
+  return FloatVec{_mm512_cvtph_ps(e == 0 ? _mm512_castsi512_si256(halves)
+                                         : _mm512_extracti64x4_epi64(halves, 1))};
+}
+#elif HWY_TARGET == HWY_AVX2
+HWY_INLINE FloatVec unit_floats(float16, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
+                                         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(units.raw, apart), 0xd8);
+  return FloatVec{_mm256_cvtph_ps(e == 0 ? _mm256_castsi256_si128(halves)
+                                         : _mm256_extracti128_si256(halves, 1))};
+}
+#else
 HWY_INLINE FloatVec unit_floats(float16, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
   const hn::RebindToUnsigned<FloatTag> du;
   const IntTag di;
   const auto bits = e == 0 ? hn::And(units, hn::Set(du, 0xffffu)) : hn::ShiftRight<16>(units);
   return float16_value(FloatTag(), hn::BitCast(di, bits));
 }
+#endif
 
 // Byte e in the highest 8 bits of each unit.
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<FloatTag>> byte_on_top(
@@ -215,11 +308,46 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<FloatTag>> byte_on_top(
   }
 }
 
+#if HWY_TARGET == HWY_AVX3
+// The byte into the mantissa of a power of two whose last place there is 1, with the sign bit flipped, which
+// makes it the byte + 128; less that power and 128. Two operations a byte and few shifts, which the
+// transposition of units needs.
+HWY_INLINE FloatVec unit_floats(int8_t, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const FloatTag d;
+  const auto half = e < 2 ? units : hn::ShiftRight<16>(units);
+  const __m512i mask = _mm512_set1_epi32(e % 2 == 0 ? 0xff : 0xff00);
+  const __m512i power = _mm512_set1_epi32(e % 2 == 0 ? 0x4b000080 : 0x47008000);
+  constexpr int kXorAnd = 0x78;  // power ^ (half & mask)
+  const __m512i bits = _mm512_ternarylogic_epi32(power, half.raw, mask, kXorAnd);
+  return hn::Sub(FloatVec{_mm512_castsi512_ps(bits)}, FloatVec{_mm512_castsi512_ps(power)});
+}
+#else
 HWY_INLINE FloatVec unit_floats(int8_t, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
   const auto top = hn::BitCast(IntTag(), byte_on_top(units, e));
   return hn::ConvertTo(FloatTag(), hn::ShiftRight<24>(top));
 }
+#endif
 
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+// Bytes e % 2 and e % 2 + 2 of each unit, in the upper 8 bits of its halves.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<FloatTag>> bytes_on_halves(
+    hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const hn::RebindToUnsigned<FloatTag> du;
+  return hn::And(e % 2 == 0 ? hn::ShiftLeft<8>(units) : units, hn::Set(du, 0xff00ff00u));
+}
+
+HWY_INLINE FloatVec unit_floats(float8_e4m3, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  const hn::RebindToUnsigned<FloatTag> du;
+  const hn::Repartition<uint16_t, FloatTag> d16;
+  const auto halves = float16_of_e4m3(d16, hn::BitCast(d16, bytes_on_halves(units, e)));
+  return hn::Mul(unit_floats(float16(), hn::BitCast(du, halves), e / 2),
+                 hn::Set(FloatTag(), kE4M3Scale));
+}
+
+HWY_INLINE FloatVec unit_floats(float8_e5m2, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
+  return unit_floats(float16(), bytes_on_halves(units, e), e / 2);
+}
+#else
 HWY_INLINE FloatVec unit_floats(float8_e4m3, hn::Vec<hn::RebindToUnsigned<FloatTag>> units, int e) {
   const auto byte = hn::BitCast(IntTag(), hn::ShiftRight<24>(byte_on_top(units, e)));
   return float8_e4m3_value(FloatTag(), byte);
@@ -230,6 +358,7 @@ HWY_INLINE FloatVec unit_floats(float8_e5m2, hn::Vec<hn::RebindToUnsigned<FloatT
   const auto half = hn::And(hn::ShiftRight<16>(byte_on_top(units, e)), hn::Set(du, 0xff00u));
   return float16_value(FloatTag(), hn::BitCast(IntTag(), half));
 }
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace pagefill::cpu

@@ -119,7 +119,7 @@ State take_state(Arena& arena, const Problem& p, const Kernel& kernel, int64_t r
 }
 
 Scratch take_scratch(Arena& arena, const Problem& p, const Kernel& kernel, int64_t rows) {
-  const int64_t tile_rows = std::min(rows, kernel.max_tile_rows());
+  const int64_t tile_rows = std::min(rows, std::max(kernel.max_tile_rows(), kFewRows));
   Scratch s;
   s.queries = arena.take<float>(rows * p.head_dim).data();
   s.attended_begin = arena.take<int32_t>(rows).data();

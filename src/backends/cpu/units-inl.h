@@ -27,8 +27,20 @@ using UnitVec = hn::Vec<UnitTag>;
 // Keys are transposed in pieces of 16 bytes, four units of 32 bits, whatever the dtype.
 inline constexpr int64_t kPieceBytes = 16;
 
-// Some of the next KV tile is asked for after every so many bytes of the keys.
-inline constexpr int64_t kFetchBytes = 2 * kPieceBytes;
+// Some of the next KV tile is asked for after every so many bytes of this one, or more: a step of either product
+// that takes fewer asks every second, fourth, ... time.
+inline constexpr int64_t kFetchBytes = 128;
+constexpr int64_t steps_a_fetch(int64_t bytes_a_step) {
+  return std::max<int64_t>(1, kFetchBytes / bytes_a_step);
+}
+// Of the keys' loop, whose steps are units of `vectors` vectors of keys, and of that over values.
+constexpr int64_t units_a_fetch(int vectors) {
+  return std::min<int64_t>(4, steps_a_fetch(vectors * sizeof(UnitVec)));
+}
+template <class T>
+constexpr int64_t keys_a_fetch(int vectors) {
+  return steps_a_fetch(vectors * sizeof(UnitVec) / sizeof(float) * sizeof(T));
+}
 
 HWY_INLINE const uint32_t* units_at(const void* key, int64_t at) {
   return reinterpret_cast<const uint32_t*>(static_cast<const char*>(key) + at);
