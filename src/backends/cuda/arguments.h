@@ -60,7 +60,8 @@ struct SequencePlan {
   int64_t first_state;  // of the partial states
   int64_t first_row;    // of the split rows
   int32_t num_tiles;    // row tiles,
-  int32_t num_split;    // of which the first ones are split: into num_parts tasks of part_segments each
+  int32_t
+      num_split;  // of which the first ones are split: into num_parts tasks of part_segments each
   int32_t num_parts, part_segments;
   int32_t first_segment, num_segments;
   int32_t is_bad;  // its rows are NaN

@@ -24,9 +24,9 @@ struct ForwardKernel {
   Tile tile;
   int tile_rows;  // at most
   int threads;
-  int total_floats;  // of a block, between segments
+  int total_floats;   // of a block, between segments
   int part_segments;  // of a split tile that a task may have, at most
-  int box_keys;      // of a tile that the copy engine may bring at once, at most; 0: it brings none
+  int box_keys;  // of a tile that the copy engine may bring at once, at most; 0: it brings none
   const void* function;
   size_t (*shared_bytes)(int tile_rows, int head_dim, int cache_element_size);
 };

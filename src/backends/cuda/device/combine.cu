@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
 
 cudaError_t launch_combine(const Arguments& a, const Stream& stream) {
   void* arguments[] = {const_cast<Arguments*>(&a)};
-  return launch(reinterpret_cast<const void*>(&combine), a.num_blocks, kCombineThreads, 0,
+  // Two of them fit a multiprocessor, and each warp waits for memory.
+  return launch(reinterpret_cast<const void*>(&combine), 2 * a.num_blocks, kCombineThreads, 0,
                 arguments, stream);
 }
 

@@ -106,18 +106,20 @@ __device__ int32_t num_split_tiles(const Arguments& a, const SequencePlan& p, in
 // the shortest time, in which beginning and ending a task is like a segment (10 microseconds of 13 on an H200).
 __device__ void split_tiles(const Arguments& a, int64_t num_tiles, SequencePlan& p) {
   constexpr int kMostRounds = 4;
-  int64_t best = std::numeric_limits<int64_t>::max();
+  const int most_tiles =
+      kMostRounds * a.num_blocks;  // beyond, there is a task a tile; and 32 bits divide faster
+  const int tiles = num_tiles < most_tiles ? static_cast<int>(num_tiles) : most_tiles;
+  int best = std::numeric_limits<int>::max();
   for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
-    const int64_t parts = max(int64_t{rounds} * a.num_blocks / num_tiles, int64_t{1});
-    const auto segments = static_cast<int32_t>(
-        min(ceil_div(int64_t{p.num_segments}, parts), int64_t{a.part_segments}));
-    const int64_t tasks = num_tiles * ceil_div(p.num_segments, segments);
-    const int64_t time = ceil_div(tasks, int64_t{a.num_blocks}) * (segments + 1);
+    const int parts = max(rounds * a.num_blocks / tiles, 1);
+    const int segments = min((p.num_segments + parts - 1) / parts, a.part_segments);
+    const int tasks = tiles * ((p.num_segments + segments - 1) / segments);
+    const int time = (tasks + a.num_blocks - 1) / a.num_blocks * (segments + 1);
     if (time >= best) continue;
     best = time;
     p.part_segments = segments;
   }
-  p.num_parts = ceil_div(p.num_segments, p.part_segments);
+  p.num_parts = (p.num_segments + p.part_segments - 1) / p.part_segments;
 }
 
 // (token, query head) pairs of which the first row tiles hold some.
@@ -173,8 +175,7 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
     p.first_row = num_rows + sum_before(p.num_split > 0 ? rows : 0, &total);
     num_rows += total;
     if (p.num_split > 0) split_tiles(a, p.num_split * tasks_per_tile, p);
-    const int64_t tasks =
-        tasks_per_tile * (p.num_tiles + int64_t{p.num_split} * (p.num_parts - 1));
+    const int64_t tasks = tasks_per_tile * (p.num_tiles + int64_t{p.num_split} * (p.num_parts - 1));
     p.first_task = num_tasks + sum_before(tasks, &total);
     num_tasks += total;
     if (is_there) sequences[s] = p;

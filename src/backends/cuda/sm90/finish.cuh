@@ -72,7 +72,8 @@ __device__ __forceinline__ int column_of(int col) { return col * 8 + threadIdx.x
 // come to, as 0 * v may be a NaN.
 template <class C>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Task& task, int segment,
-                                              int first_row, const RowState (&rows)[2], const Outputs<C>& output) {
+                                              int first_row, const RowState (&rows)[2],
+                                              const Outputs<C>& output) {
   const Workspace& w = a.workspace;
   for_each_row(a, task, first_row, [&](int r, TaskRow row) {
     const int64_t state = partial_state(a, task, segment, row);
