@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..shapes import Shape
 from .peers import CONTIGUOUS, PAGEFILL, PEERS, Peer
@@ -50,11 +52,11 @@ class Result:
     state: dict[str, str]
     peers: dict[str, PeerResult]
 
-    def measured(self, peers: list[Peer]) -> list[PeerResult]:
+    def measured(self, peers: Iterable[Peer]) -> list[PeerResult]:
         found = (self.peers[peer.name] for peer in peers if peer.name in self.peers)
         return [result for result in found if result.seconds]
 
-    def best(self, peers: list[Peer]) -> PeerResult | None:
+    def best(self, peers: Iterable[Peer]) -> PeerResult | None:
         return min(self.measured(peers), key=lambda result: result.median, default=None)
 
     def ratio(self, peer: PeerResult | None, to: Peer = PAGEFILL) -> float | None:
@@ -76,7 +78,7 @@ class Run:
 
 
 def without_paths(value: object) -> object:
-    """The same values, with files instead of paths in all texts: a peer's reasons name the folders of the machine."""
+    """The same with files' names for paths in all texts: a peer's reasons tell the machine's folders."""
     if isinstance(value, str):
         return re.sub(r"(?<![\w/])(?!//)/(?:[\w.+@~-]+/)+", "", value)
     if isinstance(value, list):
@@ -102,9 +104,9 @@ def _result(record: dict) -> Result:
 
 def load(path: Path) -> Run:
     try:
-        run = without_paths(json.loads(path.read_text()))
+        run: Any = without_paths(json.loads(path.read_text()))
         results = [_result(record) for record in run["results"]]
-        described = [run[key] for key in ("gpu", "versions", "peaks")]
+        gpu, versions, peaks = run["gpu"], run["versions"], run["peaks"]
         lost = run.get("cases_lost", {})
     except (OSError, ValueError) as error:
         raise NotResults(f"expected JSON of python -m bench.gpu, got {error}") from error
@@ -118,4 +120,4 @@ def load(path: Path) -> Run:
     }
     texts = {case.name: case.text for case in CASES}
     missing |= {name: reason for name, reason in lost.items() if name not in texts}
-    return Run(*described, results, missing)
+    return Run(gpu, versions, peaks, results, missing)
