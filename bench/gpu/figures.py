@@ -46,12 +46,13 @@ def _bars(
     if not series:
         return None
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(11, 3.8))
+        figure, axes = plt.subplots(figsize=(max(8.5, 0.85 * len(results)), 3.8))
         grouped_bars(axes, [_label(result) for result in results], series, colours)
         axes.axhline(line[0], color="#444444", linewidth=0.8, label=line[1])
+        axes.margins(x=0.01)
         axes.set_title(texts[0], loc="left", fontsize=10)
         axes.set_ylabel(texts[1])
-        axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.24))
+        axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.27))
         return save(figure, path)
 
 
@@ -74,5 +75,5 @@ def prefill_rates(run: Run, title: str, path: Path) -> str | None:
         series[peer.name] = {
             i: results[i].case.rate(result.median)[0] for i, result in found.items() if result
         }
-    line = (run.peaks["matrix_flops"] / 1e12, "matrix product of torch")
+    line = (run.matrix_flops / 1e12, "matrix product of torch")
     return _bars(results, series, COLOURS, line, (title, "TFLOP/s"), path)

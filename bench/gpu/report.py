@@ -1,4 +1,4 @@
-"""python -m bench.gpu.report FILE: writes GPU_REPORT.md and figures/ from what python -m bench.gpu measured."""
+"""python -m bench.gpu.report FILE: GPU_REPORT.md and figures/ from what python -m bench.gpu measured."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def introduction(run: Run) -> str:
 # pagefill beside its peers on a GPU
 
 Written by `python -m bench.gpu.report` from what `script/bench gpu` measured on an
-{run.gpu.get("name", "unknown GPU")}; do not edit it. [README.md](README.md) says how it measures and what is called of each
-peer. bfloat16, causal. pagefill stands beside the others with pages of {PAGE_SIZE}, at random through the cache.
-Times are medians of rounds.
+{run.gpu.get("name", "unknown GPU")}; do not edit it. [README.md](README.md) says how it measures and what is
+called of each peer. bfloat16, causal. pagefill stands beside the others with pages of {PAGE_SIZE}, at
+random through the cache. Times are medians of rounds.
 
 `512 @ 8192, 32/8/128` is a chunk of 512 queries that ends a context of 8192 tokens, with 32 query heads,
 8 KV heads and head_dim 128.
@@ -67,9 +67,10 @@ def ratios_section(run: Run, folder: Path) -> str:
     return "\n".join(
         (
             "## Beside the best peer\n",
-            f"The best peer's time / pagefill's with pages of {PAGE_SIZE}: of the peers on contiguous memory, of those "
-            f"with pages of {PAGE_SIZE}, and of those with larger ones. Below 1 pagefill loses. A peer that gave "
-            "wrong numbers or none for a shape has no part in it (see Not measured).\n",
+            f"The best peer's time / pagefill's with pages of {PAGE_SIZE}: of the peers on contiguous "
+            f"memory, of those with pages of {PAGE_SIZE}, and of those with larger ones. Below 1 pagefill "
+            "loses. A peer that gave wrong numbers or none for a shape has no part in it (see Not "
+            "measured).\n",
             losses(run),
             "### All shapes\n",
             table(["shape", *LAYOUTS], rows),
@@ -175,8 +176,8 @@ def machine_section(run: Run) -> str:
         (
             "## How it was measured\n",
             turns_text(run)
-            + "Prefill and launches have the same inputs call after call, so that the L2 is warm; decode calls take "
-            "turns over copies of the inputs, several times the L2 together, so that the cache is read from "
+            + "Prefill and launches have the same inputs call after call, so that the L2 is warm; decode "
+            "calls take turns over copies of the inputs, several times the L2 together, so that the cache is read from "
             "memory. An output is wrong where rms(output - reference) / rms(reference) is above "
             f"{ERROR_LIMIT:.0e}, before the turns or after them.\n",
             "To measure again and write this file:\n",
@@ -184,8 +185,8 @@ def machine_section(run: Run) -> str:
             "    build/bench/gpu-venv/bin/python -m bench.gpu.report build/bench/gpu.json\n",
             table(["machine", ""], [list(row) for row in run.gpu.items()]),
             table(["version", ""], [list(row) for row in versions.items()]),
-            f"In the same process torch's bfloat16 matrix product had {run.peaks['matrix_flops'] / 1e12:.0f} TFLOP/s, a "
-            f"copy {run.peaks['copy_bytes'] / 1e9:.0f} GB/s of reads and writes together.\n",
+            f"Beside it torch's bfloat16 matrix product had {run.matrix_flops / 1e12:.0f} TFLOP/s, a copy "
+            f"{run.copy_bytes / 1e9:.0f} GB/s of reads and writes together.\n",
             "Clocks, power and temperature right after the last turn of each shape:\n",
             table(["shape", *states], rows),
         )

@@ -69,7 +69,8 @@ class Result:
 class Run:
     gpu: dict[str, str]
     versions: dict[str, str]
-    peaks: dict[str, float]
+    matrix_flops: float  # a second, of torch's matrix product
+    copy_bytes: float  # a second, read and written
     results: list[Result]
     missing: dict[str, str]  # cases without a result, and why
 
@@ -107,6 +108,7 @@ def load(path: Path) -> Run:
         run: Any = without_paths(json.loads(path.read_text()))
         results = [_result(record) for record in run["results"]]
         gpu, versions, peaks = run["gpu"], run["versions"], run["peaks"]
+        matrix_flops, copy_bytes = peaks["matrix_flops"], peaks["copy_bytes"]
         lost = run.get("cases_lost", {})
     except (OSError, ValueError) as error:
         raise NotResults(f"expected JSON of python -m bench.gpu, got {error}") from error
@@ -120,4 +122,4 @@ def load(path: Path) -> Run:
     }
     texts = {case.name: case.text for case in CASES}
     missing |= {name: reason for name, reason in lost.items() if name not in texts}
-    return Run(gpu, versions, peaks, results, missing)
+    return Run(gpu, versions, matrix_flops, copy_bytes, results, missing)
