@@ -41,7 +41,7 @@ def ratio_text(result: Result, best: PeerResult | None) -> str:
 
 def losses(run: Run) -> str:
     """By name the shapes where a best peer is faster, and those that have no ratio."""
-    faster, unknown = [], [f"- {name}: {reason}\n" for name, reason in run.missing.items()]
+    faster, unknown = [], [f"- {name}: {in_cell(reason)}\n" for name, reason in run.missing.items()]
     for result in run.results:
         if not result.measured([PAGEFILL]):
             unknown.append(f"- {result.case.text}: {PAGEFILL.name} was not measured\n")
@@ -177,8 +177,8 @@ def machine_section(run: Run) -> str:
             "## How it was measured\n",
             turns_text(run)
             + "Prefill and launches have the same inputs call after call, so that the L2 is warm; decode "
-            "calls take turns over copies of the inputs, several times the L2 together, so that the cache is read from "
-            "memory. An output is wrong where rms(output - reference) / rms(reference) is above "
+            "calls take turns over copies of the inputs, several times the L2 together, so that the cache "
+            "is read from memory. An output is wrong where rms(output - reference) / rms(reference) is above "
             f"{ERROR_LIMIT:.0e}, before the turns or after them.\n",
             "To measure again and write this file:\n",
             "    script/bench gpu\n"

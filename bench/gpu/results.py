@@ -91,7 +91,7 @@ def without_paths(value: object) -> object:
 
 def _peer(record: dict) -> PeerResult:
     if record["peer"] not in ROWS:
-        raise NotResults(f"expected peers of {', '.join(ROWS)}, got {record['peer']}")
+        raise NotResults(f"expected a peer of {'; '.join(ROWS)}, got {record['peer']}")
     known = {"status", "seconds", "reason", "note", "how", "error"}
     values = {key: record[key] for key in known & record.keys()}
     result = PeerResult(peer=ROWS[record["peer"]], **values)
@@ -99,6 +99,9 @@ def _peer(record: dict) -> PeerResult:
 
 
 def _result(record: dict) -> Result:
+    kinds = dict.fromkeys(case.kind for case in CASES)
+    if record["kind"] not in kinds:
+        raise NotResults(f"expected a kind of {', '.join(kinds)}, got {record['kind']}")
     peers = {peer["peer"]: _peer(peer) for peer in record["peers"]}
     return Result(Case(record["kind"], Shape(**record["shape"])), record["state"], peers)
 
