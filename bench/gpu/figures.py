@@ -49,7 +49,7 @@ def _bars(
         figure, axes = plt.subplots(figsize=(max(8.5, 0.85 * len(results)), 3.8))
         grouped_bars(axes, [_label(result) for result in results], series, colours)
         axes.axhline(line[0], color="#444444", linewidth=0.8, label=line[1])
-        axes.margins(x=0.01)
+        axes.set_xlim(-0.6, len(results) - 0.4)  # shapes without bars as well
         axes.set_title(texts[0], loc="left", fontsize=10)
         axes.set_ylabel(texts[1])
         axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.27))
