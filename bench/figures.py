@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, StrMethodFormatter  # noqa: E402
-
-from .peers import PEERS  # noqa: E402
-from .results import Result, Run  # noqa: E402
+from .drawing import STYLE, grouped_bars, plt, save
+from .peers import PEERS
+from .results import Result, Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart; pagefill's is the strongest.
 COLOURS = dict(
@@ -20,27 +17,6 @@ COLOURS = dict(
         ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#f0c987", "#999999"),
     )
 )
-STYLE = {
-    "svg.hashsalt": "pagefill",  # the same numbers give the same file
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e5e5",
-    "legend.frameon": False,
-}
-
-
-def _save(figure: plt.Figure, path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = path.read_text()
-    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
-    return path.name
 
 
 def shares(results: list[Result], title: str, path: Path) -> str | None:
@@ -50,28 +26,20 @@ def shares(results: list[Result], title: str, path: Path) -> str | None:
         return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.5, 3.4))
-        width = 0.84 / len(peers)
-        for index, peer in enumerate(peers):
-            bars = [
-                (position, share(result, peer) * 100)
+        series = {
+            peer: {
+                position: share(result, peer) * 100
                 for position, result in enumerate(results)
                 if peer in result.measured()
-            ]
-            offset = (index - (len(peers) - 1) / 2) * width
-            axes.bar(
-                [position + offset for position, _ in bars],
-                [height for _, height in bars],
-                width * 0.92,
-                label=peer,
-                color=COLOURS[peer],
-            )
+            }
+            for peer in peers
+        }
+        grouped_bars(axes, [label(result) for result in results], series, COLOURS)
         axes.axhline(100, color="#444444", linewidth=0.8)
-        axes.grid(axis="x", visible=False)
-        axes.set_xticks(range(len(results)), [label(result) for result in results])
         axes.set_ylabel("% of the peak")
         axes.set_title(title, loc="left", fontsize=10)
         axes.legend(ncols=len(peers), loc="upper center", bbox_to_anchor=(0.5, -0.24))
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def share(result: Result, peer: str) -> float:
@@ -82,9 +50,8 @@ def share(result: Result, peer: str) -> float:
 
 def label(result: Result) -> str:
     shape = result.shape
-    queries = f"{shape.num_seqs} x {shape.chunk}" if shape.num_seqs > 1 else f"{shape.chunk}"
     bound = "\n(bandwidth)" if shape.is_decode else ""
-    return f"{queries} @ {shape.context}\n{shape.heads}/{shape.head_dim}{bound}"
+    return f"{shape.tokens}\n{shape.heads}/{shape.head_dim}{bound}"
 
 
 def times(run: Run, dtypes: str, title: str, path: Path) -> str | None:
@@ -120,4 +87,4 @@ def times(run: Run, dtypes: str, title: str, path: Path) -> str | None:
         axes.set_ylabel("seconds")
         axes.set_title(title, loc="left", fontsize=10)
         axes.legend()
-        return _save(figure, path)
+        return save(figure, path)

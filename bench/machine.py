@@ -11,7 +11,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "bench"
 VECTOR_FLAGS = (
     "sse4_2 avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 "
     "asimd sve sve2 bf16"
@@ -56,9 +57,14 @@ def _output(*command: str) -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
+def describe_pagefill() -> str:
+    """The commit, and whether what is here differs from it."""
+    return _output("git", "-C", str(ROOT), "describe", "--always", "--dirty") or "unknown"
+
+
 def describe_versions() -> dict[str, str]:
     versions = {
-        "pagefill": _output("git", "-C", str(BUILD), "describe", "--always", "--dirty"),
+        "pagefill": describe_pagefill(),
         "its compiler": _output("g++", "--version").partition("\n")[0],
         "Python": platform.python_version(),
     }

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import figures, shapes
+from .markdown import image, in_cell, table
 from .peers import PEERS
 from .results import Result, Run, load
 
@@ -25,17 +26,6 @@ multiply-add peak, of decode (one query a sequence) of the read bandwidth, both 
 `512 @ 4096, 32/8/128` is a chunk of 512 queries that ends a context of 4096 tokens, with 32 query heads,
 8 KV heads and head_dim 128.
 """
-
-
-def table(heading: list[str], rows: list[list[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def shape_text(result: Result) -> str:
-    shape = result.shape
-    batch = f"{shape.num_seqs} x " if shape.num_seqs > 1 else ""
-    return f"{batch}{shape.chunk} @ {shape.context}, {shape.heads}/{shape.head_dim}"
 
 
 def cell(result: Result, peer: str) -> str:
@@ -60,7 +50,7 @@ def rates(results: list[Result], unit: str) -> str:
     """One row a shape, one column a peer that was measured on some of them."""
     peers = [peer.name for peer in PEERS if any(peer.name in r.measured() for r in results)]
     heading = [unit, *peers, "best peer's time / pagefill's"]
-    rows = [[shape_text(r), *(cell(r, peer) for peer in peers), ratio_cell(r)] for r in results]
+    rows = [[r.shape.text, *(cell(r, peer) for peer in peers), ratio_cell(r)] for r in results]
     return table(heading, rows)
 
 
@@ -125,10 +115,6 @@ def noise_text(run: Run) -> str:
     )
 
 
-def image(title: str, name: str | None) -> str:
-    return f"![{title}](figures/{name})\n" if name else ""
-
-
 def losses_section(runs: list[Run]) -> str:
     """Where a peer is faster, and where pagefill is not as far ahead as it is to be."""
     losing, short = [], []
@@ -138,7 +124,7 @@ def losses_section(runs: list[Run]) -> str:
             target = TARGET_DECODE if result.shape.is_decode else TARGET_PREFILL
             if ratio is None or ratio >= target:
                 continue
-            row = [threads_text(run.threads), shape_text(result), result.dtypes.name]
+            row = [threads_text(run.threads), result.shape.text, result.dtypes.name]
             row += [result.best_peer().peer, f"{ratio:.2f}", f"{target:.1f}"]
             (losing if ratio < 1 else short).append(row)
     heading = ["threads", "shape", "dtypes", "best peer", "its time / pagefill's", "target"]
@@ -155,13 +141,13 @@ def absent_section(runs: list[Run]) -> str:
         for peer in result.peers.values():
             if peer.status != "measured":
                 where = reasons.setdefault((peer.peer, peer.status, peer.reason), [])
-                text = f"{shape_text(result)}: {result.dtypes.name}"
+                text = f"{result.shape.text}: {result.dtypes.name}"
                 if text not in where:
                     where.append(text)
     if not reasons:
         return ""
     rows = [
-        [peer, status, reason.replace("|", "\\|"), "; ".join(summary(where))]
+        [peer, status, in_cell(reason), "; ".join(summary(where))]
         for (peer, status, reason), where in sorted(reasons.items())
     ]
     return "## Not measured\n\n" + table(["peer", "status", "reason", "where"], rows)
@@ -198,7 +184,7 @@ def everything_section(runs: list[Run]) -> str:
                     continue
                 times = [f"{peer.median * 1e3:.2f}", f"{min(peer.seconds) * 1e3:.2f}"]
                 rows.append(
-                    [str(run.threads), shape_text(result), result.dtypes.name, peer.peer]
+                    [str(run.threads), result.shape.text, result.dtypes.name, peer.peer]
                     + (times if peer.seconds else [peer.status, ""])
                     + [str(len(peer.seconds)), f"{peer.error_rms:.1e}", f"{peer.error_largest:.1e}"]
                     + [peer.note]
@@ -220,8 +206,9 @@ def main() -> None:
     parser.add_argument("--one-token", type=Path)
     arguments = parser.parse_args()
     runs = [load(path) for path in arguments.results]
-    for old in (arguments.folder / "figures").glob("*.svg"):
-        old.unlink()
+    for name in ("share-*.svg", "context-*.svg"):  # gpu/report.py has its own in the same folder
+        for old in (arguments.folder / "figures").glob(name):
+            old.unlink()
     sections = [
         INTRODUCTION,
         "A quick run: small shapes, few rounds, to see that all works.\n" if runs[0].quick else "",

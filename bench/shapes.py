@@ -23,6 +23,16 @@ class Shape:
         return f"{batch}{self.chunk}@{self.context}x{self.head_dim}"
 
     @property
+    def tokens(self) -> str:
+        """As the reports write it: 512 @ 4096, 8 x 1 @ 4096."""
+        batch = f"{self.num_seqs} x " if self.num_seqs > 1 else ""
+        return f"{batch}{self.chunk} @ {self.context}"
+
+    @property
+    def text(self) -> str:
+        return f"{self.tokens}, {self.heads}/{self.head_dim}"
+
+    @property
     def heads(self) -> str:
         return f"{self.num_q_heads}/{self.num_kv_heads}"
 

@@ -125,7 +125,7 @@ def table(name: str, result: dict) -> str:
         times = " ".join(f"{t * 1e6:9.2f}" for t in (median, min(seconds), max(seconds)))
         ratio = f"{median / statistics.median(base['seconds']):6.3f}" if base["seconds"] else ""
         details = f"error {peer['error']:.1e}; {peer['how']}; {peer['note']}"
-        lines.append(f"  {peer['peer']:27} {times} us {case.rate(median):>13} {ratio}  {details}")
+        lines.append(f"  {peer['peer']:27} {times} us {case.rate_text(median):>13} {ratio}  {details}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import torch
 
+from ..machine import describe_pagefill
 from .peers import PEERS
 from .timing import TURN_SECONDS, prepare_turn
 
@@ -40,7 +41,7 @@ def state() -> dict[str, str]:
 
 
 def describe_versions() -> dict[str, str]:
-    versions = {"CUDA of torch": torch.version.cuda or "none"}
+    versions = {"pagefill": describe_pagefill(), "CUDA of torch": torch.version.cuda or "none"}
     packages = dict.fromkeys(peer.package for peer in PEERS if peer.package)
     for package in (*packages, "nvidia-cutlass-dsl", "apache-tvm-ffi", "nvidia-cudnn-cu13"):
         try:

@@ -31,12 +31,21 @@ class Case:
     def cache_bytes(self) -> int:
         return self.shape.cache_bytes(element_size=2)
 
-    def rate(self, seconds: float) -> str:
+    @property
+    def text(self) -> str:
+        return f"{self.kind} {self.shape.text}"
+
+    def rate(self, seconds: float) -> tuple[float, str]:
+        """As its kind counts it, and the unit."""
         if self.kind == "launch":
-            return f"{seconds * 1e6:.2f} us"
+            return seconds * 1e6, "us"
         if self.kind == "decode":
-            return f"{self.cache_bytes / seconds / 1e9:.0f} GB/s"
-        return f"{self.shape.useful_flops / seconds / 1e12:.0f} TFLOP/s"
+            return self.cache_bytes / seconds / 1e9, "GB/s"
+        return self.shape.useful_flops / seconds / 1e12, "TFLOP/s"
+
+    def rate_text(self, seconds: float) -> str:
+        value, unit = self.rate(seconds)
+        return f"{value:.{2 if unit == 'us' else 0}f} {unit}"
 
 
 CASES = (

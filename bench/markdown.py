@@ -1,0 +1,17 @@
+"""What the reports are made of."""
+
+from __future__ import annotations
+
+
+def table(heading: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def image(title: str, name: str | None) -> str:
+    return f"![{title}](figures/{name})\n" if name else ""
+
+
+def in_cell(text: str) -> str:
+    """On one line, with no end of a cell in it."""
+    return " ".join(text.split()).replace("|", "\\|")
