@@ -179,6 +179,25 @@ TEST(SpecialNumbers, LargeScoresAndScoresOfMinusInfinity) {
   }
 }
 
+// Products with a scale of 0, or of zeros with one below it, are -0: in a segment behind the first one too.
+TEST(SpecialNumbers, ScoresOfMinus0) {
+  for (DType dtype : kHalves) {
+    for (float scale : {-0.125f, 0.0f}) {
+      for (int64_t rows : {40, 2}) {
+        Problem p = random_problem(geometry(dtype, 64, {{rows, 2300}}));
+        for (float& x : p.sequences[0].query) x = round_to(dtype, std::abs(x) + 0.125f);
+        for (float& x : p.sequences[0].keys)
+          x = scale == 0 ? round_to(dtype, -std::abs(x) - 0.125f) : 0.0f;
+        p.options.softmax_scale = scale;
+        emulated::Schedule schedule = next_schedule();
+        schedule.multiprocessors = 1;  // nothing is split
+        const WithSchedule with(schedule);
+        expect_close(run(p, {}, kDevice), oracle(p), p);
+      }
+    }
+  }
+}
+
 TEST(SpecialNumbers, RowsWhoseScoresGrowAreRescaled) {
   for (DType dtype : kHalves) {
     for (int64_t head_dim : {64, 128, 256}) {

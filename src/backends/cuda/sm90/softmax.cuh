@@ -69,7 +69,8 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
 struct Rows2 {
   float max[2] = {-kInfinity, -kInfinity};
   float sum[2] = {};
-  // The bits of a score above 0 up to which max stays what it is, whatever the other scores; kNone where not known.
+  // The bits of a score above 0 below which max stays what it is, whatever the other scores; kNone, which none is
+  // below (-0 has these bits), where not known.
   static constexpr int kNone = std::numeric_limits<int>::min();
   int limit[2] = {kNone, kNone};
 };
@@ -131,8 +132,8 @@ __device__ __forceinline__ bool keeps_max(const Rows2& rows, const Scores<C>& sc
       most = col < 2 ? max(x, y) : max(max(most, x), y);
     }
   }
-  return __all_sync(~0u, max(largest[0][0], largest[0][1]) <= rows.limit[0] &&
-                             max(largest[1][0], largest[1][1]) <= rows.limit[1]);
+  return __all_sync(~0u, max(largest[0][0], largest[0][1]) < rows.limit[0] &&
+                             max(largest[1][0], largest[1][1]) < rows.limit[1]);
 }
 
 // What is subtracted from a row's scores.
