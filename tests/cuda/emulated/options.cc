@@ -52,6 +52,20 @@ TEST(Options, KvStartsThatNoBoxBeginsAt) {
   }
 }
 
+// Rows before kv_start, in row tiles of their own beside others of a sequence that is split.
+TEST(Options, RowTilesThatSeeNothingOfASplitSequence) {
+  for (int64_t head_dim : {64, 256}) {
+    Geometry g = geometry(DType::kBFloat16, head_dim, {{400, 5300}});
+    g.num_q_heads = g.num_kv_heads = 1;
+    Problem p = random_problem(g);
+    drop_keys_before(p, 5100);
+    emulated::Schedule schedule;
+    schedule.multiprocessors = 64;
+    const WithSchedule with(schedule);
+    expect_close(run(p, {}, kDevice), oracle(p), p);
+  }
+}
+
 TEST(UnusedMemory, ChangesNoBit) {
   for (int64_t head_dim : {56, 64, 128, 256}) {
     const DType dtype = head_dim == 128 ? DType::kFloat16 : DType::kBFloat16;

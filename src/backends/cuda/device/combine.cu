@@ -65,14 +65,15 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
     // Segments that the row does not see were not written.
     const SequenceGeometry seq = p.geometry();
     const KeyRange keys = a.mask.attended(seq, seq.position(token_of_sequence));
+    const int64_t first_segment = keys.begin / kSegmentKv;
+    const int64_t end_segment = keys.empty() ? first_segment : ceil_div(keys.end, kSegmentKv);
     const int64_t state_of_0 = p.first_state + row_of_sequence * p.num_segments - p.first_segment;
     for (int first = 0; first < a.values.dim; first += 32 * kLaneCols) {
       const int column = first + lane * kLaneCols;
       const bool has_column = column < a.values.dim;
       float values[kLaneCols] = {};
-      const RowState total =
-          merge_columns(a, state_of_0 + keys.begin / kSegmentKv,
-                        state_of_0 + ceil_div(keys.end, kSegmentKv), column, has_column, values);
+      const RowState total = merge_columns(a, state_of_0 + first_segment, state_of_0 + end_segment,
+                                           column, has_column, values);
       const Ending end = end_row(a, total, q_head);
       if (first == 0 && lane == 0) store_lse(a, token, q_head, end.lse);
       if (!has_column) continue;

@@ -129,7 +129,9 @@ __device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task&
   const SequenceGeometry seq = p.geometry();
   const KeyRange keys = a.mask.attended(seq, seq.position(row.token));
   const int64_t segment_begin = int64_t{segment} * kSegmentKv;
-  if (keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) return -1;
+  if (keys.empty() || keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) {
+    return -1;
+  }
   return p.first_state + (row.token * a.num_q_heads + row.q_head) * p.num_segments + segment -
          p.first_segment;
 }
