@@ -103,8 +103,7 @@ __device__ __forceinline__ void gather_quarter(const CacheView& cache, int kv_he
   const char* const chunks = static_cast<const char*>(cache.data) + chunk * 16;
   char* const first =
       tile + place_of(threadIdx.x / 32 * C::kQuarterKeys + lane_row, chunk, C::kPartBytes);
-  constexpr uint32_t kAll = static_cast<uint32_t>((1ull << C::kQuarterKeys) - 1);
-  if (place.is_there == kAll && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
+  if (place.is_there == ~0u && cache.dim == C::kHeadDim && cache.vector_bytes == 16) {
     const uint32_t to = ptx::shared_address(first);
 #pragma unroll
     for (int batch = 0; batch < kSteps; batch += kBatch) {
@@ -141,7 +140,7 @@ __device__ __forceinline__ void load_rows(const Arguments& a, SharedMemory<C>& s
                                           Cursor<C::kStages>& stage) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto key_of_lane = [&](int tile) {
-    // Lanes without a key look at the quarter's first one.
+    // Lanes without a key look at the quarter's keys once more.
     return keys_of_tile<C>(tile).begin + warp * C::kQuarterKeys + lane % C::kQuarterKeys;
   };
   Cursor<C::kStages> key_stage = stage, value_stage = stage;
