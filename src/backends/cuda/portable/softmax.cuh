@@ -110,7 +110,7 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
                                         Sums (&sums)[C::kRowBlocks], Outputs<C>& output,
                                         Scores<C>& scores) {
   float rescale[kBlocks][2], reference[kBlocks][2];
-  bool changes = false, is_large = false;
+  bool changes = false, has_large = false;
   const float max_growth = a.weight_shift == 0 ? kMaxGrowth : 0.0f;  // float16 has no room for it
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
@@ -124,10 +124,10 @@ __device__ __forceinline__ void softmax(const Arguments& a, float* exchange, flo
       rescale[m][r] = ptx::exp2_approx(before - reference[m][r]);
       reference[m][r] = __fsub_rn(reference[m][r], static_cast<float>(a.weight_shift));
       changes |= !(rescale[m][r] == 1);
-      is_large |= fabsf(reference[m][r]) >= kLargeReference;
+      has_large |= is_large(reference[m][r]);
     }
   }
-  if (!C::kIsStaged && __any_sync(~0u, is_large)) {
+  if (!C::kIsStaged && __any_sync(~0u, has_large)) {
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
