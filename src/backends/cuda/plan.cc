@@ -100,6 +100,8 @@ struct KernelFit {
   int tile_rows = 0;
   size_t shared_bytes = 0;
   int64_t num_resident = 0;
+  // Whether it is compiled to wait for the kernel before it (ptx/grid.h): PTX of 8.0 on a later device is not.
+  bool overlaps = false;
 
   bool answers(const KernelFit& asked) const {
     return kernel == asked.kernel && device == asked.device && head_dim == asked.head_dim &&
@@ -126,6 +128,10 @@ Result<KernelFit> ask_fit(KernelFit fit, const DeviceLimits& limits) {
       "cudaFuncSetAttribute",
       cudaFuncSetAttribute(fit.kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            limits.max_shared_bytes)));
+  cudaFuncAttributes attributes{};
+  PAGEFILL_RETURN_IF_ERROR(cuda_status("cudaFuncGetAttributes",
+                                       cudaFuncGetAttributes(&attributes, fit.kernel->function)));
+  fit.overlaps = attributes.ptxVersion >= 90;
   int per_multiprocessor = 0;
   PAGEFILL_RETURN_IF_ERROR(cuda_status(
       "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
@@ -242,7 +248,6 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   const Result<DeviceLimits> limits = limits_of(p.device.index);
   if (!limits.ok()) return limits.status();
   const int compute_capability = limits->compute_capability;
-  plan.overlaps = compute_capability >= 90;
   const std::string_view target = wished_target();
   plan.kernel = find_kernel(p, compute_capability, target, Tile::kFewRows);
   PAGEFILL_RETURN_IF_ERROR(check_target(target, plan.kernel));
@@ -251,6 +256,7 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   }
   const Result<KernelFit> fit = fit_of(p, plan.kernel, *limits);
   if (!fit.ok()) return fit.status();
+  plan.overlaps = fit->overlaps;
   plan.tile_rows = fit->tile_rows;
   plan.shared_bytes = fit->shared_bytes;
   plan.num_value_parts = static_cast<int>(ceil_div(p.v_head_dim, plan.kernel->value_cols));

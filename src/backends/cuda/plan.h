@@ -8,7 +8,7 @@ namespace pagefill::cuda {
 
 struct Plan {
   const ForwardKernel* kernel = nullptr;
-  bool overlaps = false;  // kernels of a stream do where the device can
+  bool overlaps = false;  // kernels of a stream do where they are compiled for it
   int tile_rows = 0;
   int num_value_parts = 1;
   int num_blocks = 0;  // of the forward kernel

@@ -1,5 +1,5 @@
-// Kernels of one stream that overlap: each may begin before the one before it has ended. Before compute
-// capability 9.0 none does, and these are nothing.
+// Kernels of one stream that overlap: each may begin before the one before it has ended. Compiled for less than
+// compute capability 9.0 these are nothing, and no kernel may be launched so (Plan::overlaps).
 #pragma once
 
 namespace pagefill::cuda::ptx {
