@@ -11,9 +11,9 @@ namespace pagefill::cuda {
 // them in shared memory, and the queries, two blocks fit a Hopper multiprocessor, and three of few rows.
 inline constexpr int kTileKv = 64;
 
-// Keys of a segment, the range that one block may reduce alone; a part of every row's order of summation,
-// split or not. 1024 keys give one decode row of 8 KV heads at 32768 keys 256 tasks, enough for all
-// multiprocessors; a row tile merges once in 16 KV tiles.
+// Keys of a segment, the least that a block may reduce alone; a part of every row's order of summation, split or
+// not. 1024 keys give one decode row of 8 KV heads at 32768 keys 256 segments, enough for all multiprocessors; a row
+// tile merges once in 16 KV tiles.
 inline constexpr int kSegmentKv = 16 * kTileKv;
 
 // Threads of a block: 4 warps. In a row tile of many rows each has 16 rows; in one of few rows all four

@@ -5,33 +5,27 @@
 
 namespace pagefill::cuda::sm90 {
 
-__device__ __forceinline__ long long take_task(ScheduleHeader& header) {
-  long long index = 0;
-  if (threadIdx.x % 32 == 0) {
-    index = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
-  }
-  return __shfl_sync(~0u, index, 0);
-}
-
 // What the first producer warp does besides: a task ahead of what is loaded, so that nobody waits for it.
 template <class C>
 struct Fetcher {
   const Arguments& a;
   SharedMemory<C>& shared;
   long long num_tasks;
-  long long next;  // schedule has counted each block's first one as taken
+  long long next;  // of the first lane; schedule has counted each block's first one as taken
   bool has_ended = false;
   Cursor<kTaskSlots> slot{};
 
   __device__ __forceinline__ void fetch() {
     if (has_ended) return;
     wait(shared.barriers.task_free[slot.at], slot.parity ^ 1);
-    const long long index = next;
+    const long long index = __shfl_sync(~0u, next, 0);
     has_ended = index >= num_tasks;
     Task found{};  // without a plan: the end
     if (!has_ended) {
-      next =
-          take_task(*a.workspace.header);  // asked for early: the answer is there at the next call
+      // Asked for early: the answer is there at the next call.
+      if (threadIdx.x == 0) {
+        next = static_cast<long long>(atomicAdd(&a.workspace.header->next_task, 1ull));
+      }
       found = find_task(a, index);
     }
     if (threadIdx.x == 0) shared.tasks[slot.at] = found;

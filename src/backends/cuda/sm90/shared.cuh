@@ -11,7 +11,8 @@ namespace pagefill::cuda::sm90 {
 inline constexpr int kProducerWarps = 4;
 inline constexpr int kTaskSlots = 3;  // one is fetched while one is loaded and one computed
 
-// Of the keys of one stage: a bit a key whose table entry is no page, a word a quarter of the tile.
+// Of the keys of one stage: a bit a key whose table entry is no page, a word a quarter of the tile; the upper
+// bits of a quarter of 16 keys mean nothing.
 struct KeyNotes {
   uint32_t is_bad[4];
 };
