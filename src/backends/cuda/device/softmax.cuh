@@ -36,14 +36,23 @@ __device__ __forceinline__ void cap_scores(const SoftCap& cap, float (&scores)[k
     largest =
         fmaxf(largest, fmaxf(fmaxf(fabsf(s[0]), fabsf(s[1])), fmaxf(fabsf(s[2]), fabsf(s[3]))));
   }
-  // The same bits either way: where all are small, nothing else is computed.
-  if (!__any_sync(~0u, fabsf(__fmul_rn(largest, cap.exponent)) >= kSmallExponent)) {
+  // The same bits either way: where all are small, nothing else is computed. Two columns at a time: the compiler would
+  // begin them all at once, and has no registers for it.
+  static_assert(kCols % 2 == 0);
+  const bool are_small =
+      !__any_sync(~0u, fabsf(__fmul_rn(largest, cap.exponent)) >= kSmallExponent);
 #pragma unroll
-    for (int i = 0; i < 4 * kCols; ++i)
-      scores[i / 4][i % 4] = small_tanh(cap, scores[i / 4][i % 4]);
-  } else {
+  for (int first = 0; first < 4 * kCols; first += 8) {
+    __syncwarp();
+    if (are_small) {
 #pragma unroll
-    for (int i = 0; i < 4 * kCols; ++i) scores[i / 4][i % 4] = any_tanh(cap, scores[i / 4][i % 4]);
+      for (int i = first; i < first + 8; ++i)
+        scores[i / 4][i % 4] = small_tanh(cap, scores[i / 4][i % 4]);
+    } else {
+#pragma unroll
+      for (int i = first; i < first + 8; ++i)
+        scores[i / 4][i % 4] = any_tanh(cap, scores[i / 4][i % 4]);
+    }
   }
 }
 
