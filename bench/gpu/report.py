@@ -185,8 +185,8 @@ def machine_section(run: Run) -> str:
             "    build/bench/gpu-venv/bin/python -m bench.gpu.report build/bench/gpu.json\n",
             table(["machine", ""], [list(row) for row in run.gpu.items()]),
             table(["version", ""], [list(row) for row in versions.items()]),
-            f"Beside it torch's bfloat16 matrix product had {run.matrix_flops / 1e12:.0f} TFLOP/s, a copy "
-            f"{run.copy_bytes / 1e9:.0f} GB/s of reads and writes together.\n",
+            f"Beside it torch's bfloat16 matrix product had {run.matrix_flops / 1e12:.0f} TFLOP/s, a captured "
+            f"cudaMemcpyAsync {run.copy_bytes / 1e9:.0f} GB/s of reads and writes together; kernels move more.\n",
             "Clocks, power and temperature right after the last turn of each shape:\n",
             table(["shape", *states], rows),
         )

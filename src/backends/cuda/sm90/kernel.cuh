@@ -49,7 +49,7 @@ ForwardKernel forward_kernel(DType dtype) {
           C::kThreads,
           C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
           std::numeric_limits<int>::max(),
-          C::kHalfKeys,
+          C::kMostBoxRows,
           reinterpret_cast<const void*>(&forward<C>),
           [](int, int, int) { return sizeof(SharedMemory<C>); }};
 }

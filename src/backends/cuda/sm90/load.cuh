@@ -254,19 +254,22 @@ template <class C>
 __device__ __forceinline__ void load_tiles(const Arguments& a, const TensorMaps& maps,
                                            SharedMemory<C>& shared, const Task& task, Tiles tiles,
                                            Cursor<C::kStages>& stage) {
-  switch (comes_as_boxes(maps.box_rows, task) ? maps.box_rows : 0) {
-    case 0:
-      return load_rows<C>(a, shared, task, tiles, stage);
-    case 4:
-      return load_boxes<C, 4>(a, maps, shared, task, tiles, stage);
-    case 8:
-      return load_boxes<C, 8>(a, maps, shared, task, tiles, stage);
-    case 16:
-      return load_boxes<C, 16>(a, maps, shared, task, tiles, stage);
-    case 32:
-      return load_boxes<C, 32>(a, maps, shared, task, tiles, stage);
-    default:
-      if constexpr (C::kHalfKeys == 64) load_boxes<C, 64>(a, maps, shared, task, tiles, stage);
+  const int box_rows = comes_as_boxes(maps.box_rows, task) ? maps.box_rows : 0;
+  if (C::kMostBoxRows == 0 || box_rows == 0) {
+    load_rows<C>(a, shared, task, tiles, stage);
+  } else if constexpr (C::kMostBoxRows > 0) {
+    switch (box_rows) {
+      case 4:
+        return load_boxes<C, 4>(a, maps, shared, task, tiles, stage);
+      case 8:
+        return load_boxes<C, 8>(a, maps, shared, task, tiles, stage);
+      case 16:
+        return load_boxes<C, 16>(a, maps, shared, task, tiles, stage);
+      case 32:
+        return load_boxes<C, 32>(a, maps, shared, task, tiles, stage);
+      default:
+        if constexpr (C::kMostBoxRows == 64) load_boxes<C, 64>(a, maps, shared, task, tiles, stage);
+    }
   }
 }
 
