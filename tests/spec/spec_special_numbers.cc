@@ -37,6 +37,27 @@ void expect_rows_equal(const Results& got, const Results& expected, int64_t begi
   }
 }
 
+// With a scale of 0, products below 0 are scores of -0: in a segment behind the first one too, whose maximum then is
+// not to be taken for known.
+TEST(SpecialNumbers, ScoresOfMinus0Count) {
+  for (DType dtype : kFloatDTypes) {
+    Problem problem = random_problem({.sequences = {{40, 2300}, {2, 2300}},
+                                      .head_dim = 64,
+                                      .query_dtype = dtype,
+                                      .cache_dtype = dtype});
+    for (Sequence& sequence : problem.sequences) {
+      for (float& x : sequence.query) x = round_to(dtype, std::abs(x) + 0.125f);
+      for (float& x : sequence.keys) x = round_to(dtype, -std::abs(x) - 0.125f);
+    }
+    problem.options.softmax_scale = 0.0f;
+    const Expected expected = oracle(problem);
+    for (const Where& where : all_targets()) {
+      SCOPED_TRACE(describe(where) + ", " + dtype_name(dtype));
+      expect_close(run(problem, {}, where), expected, problem);
+    }
+  }
+}
+
 TEST(SpecialNumbers, ALaterTokenOfTheChunkTouchesNoEarlierRow) {
   // The chunk's 40 tokens stand at 90..129, across KV tiles that end at 128; the token at 110 is
   // ill.

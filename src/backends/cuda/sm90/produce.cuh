@@ -1,7 +1,9 @@
 // The producer warpgroup: fetches tasks, and brings their queries, keys and values.
 #pragma once
 
-#include "backends/cuda/sm90/load.cuh"
+#include "backends/cuda/sm90/load_boxes.cuh"
+#include "backends/cuda/sm90/load_queries.cuh"
+#include "backends/cuda/sm90/load_rows.cuh"
 
 namespace pagefill::cuda::sm90 {
 
@@ -33,6 +35,30 @@ struct Fetcher {
     slot.advance();
   }
 };
+
+// All producer warps call it; keys and values have the same stage before and behind it.
+template <class C>
+__device__ __forceinline__ void load_tiles(const Arguments& a, const TensorMaps& maps,
+                                           SharedMemory<C>& shared, const Task& task, Tiles tiles,
+                                           Cursor<C::kStages>& stage) {
+  const int box_rows = comes_as_boxes(maps.box_rows, task) ? maps.box_rows : 0;
+  if (C::kMostBoxRows == 0 || box_rows == 0) {
+    load_rows<C>(a, shared, task, tiles, stage);
+  } else if constexpr (C::kMostBoxRows > 0) {
+    switch (box_rows) {
+      case 4:
+        return load_boxes<C, 4>(a, maps, shared, task, tiles, stage);
+      case 8:
+        return load_boxes<C, 8>(a, maps, shared, task, tiles, stage);
+      case 16:
+        return load_boxes<C, 16>(a, maps, shared, task, tiles, stage);
+      case 32:
+        return load_boxes<C, 32>(a, maps, shared, task, tiles, stage);
+      default:
+        if constexpr (C::kMostBoxRows == 64) load_boxes<C, 64>(a, maps, shared, task, tiles, stage);
+    }
+  }
+}
 
 template <class C>
 __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& maps,
