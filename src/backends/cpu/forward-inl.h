@@ -379,8 +379,7 @@ struct RowResult {
 };
 
 // One row of the result, divided and rounded; vectors of D divide v_head_dim. Adding +0 makes -0 of an underflow
-// +0: which zero a sum ends
-// in may depend on the masked keys beside it. NaN gets one encoding for the same reason.
+// +0: which zero a sum ends in may depend on the masked keys beside it. NaN gets one encoding for the same reason.
 template <class D, class T>
 HWY_INLINE void write_row(D d, const float* acc, const RowResult& result, int64_t v_head_dim,
                           T* to) {

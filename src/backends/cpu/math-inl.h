@@ -148,24 +148,28 @@ HWY_INLINE hn::Vec<D16> float16_of_e4m3(D16 d, hn::Vec<D16> upper) {
 }
 inline constexpr float kE4M3Scale = 0x1p8f;
 
-template <class D>
-HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e4m3* from) {
+// Bytes as the upper halves of 16 bits, one for each lane of D.
+template <class D, class T>
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> load_upper_bytes(D, const T* from) {
   const hn::Rebind<uint8_t, D> d8;
   const hn::Rebind<uint16_t, D> d16;
+  return hn::ShiftLeft<8>(
+      hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from))));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e4m3* from) {
+  const hn::Rebind<uint16_t, D> d16;
   const hn::Rebind<hwy::float16_t, D> half;
-  const auto bytes = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
-  const auto value = float16_of_e4m3(d16, hn::ShiftLeft<8>(bytes));
+  const auto value = float16_of_e4m3(d16, load_upper_bytes(d, from));
   return hn::Mul(hn::PromoteTo(d, hn::BitCast(half, value)), hn::Set(d, kE4M3Scale));
 }
 
 // E5M2 is the upper half of a float16.
 template <class D>
 HWY_INLINE hn::Vec<D> load_floats(D d, const float8_e5m2* from) {
-  const hn::Rebind<uint8_t, D> d8;
-  const hn::Rebind<uint16_t, D> d16;
   const hn::Rebind<hwy::float16_t, D> half;
-  const auto bytes = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(from)));
-  return hn::PromoteTo(d, hn::BitCast(half, hn::ShiftLeft<8>(bytes)));
+  return hn::PromoteTo(d, hn::BitCast(half, load_upper_bytes(d, from)));
 }
 #else
 template <class D>

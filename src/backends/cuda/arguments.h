@@ -56,13 +56,13 @@ struct CacheView {
 // What the schedule kernel finds out about a sequence.
 struct SequencePlan {
   int32_t query_start, num_rows, context_len, kv_start;
-  int64_t first_task;   // of all tasks
-  int64_t first_state;  // of the partial states
-  int64_t first_row;    // of the split rows
-  int32_t num_tiles;    // row tiles,
-  int32_t
-      num_split;  // of which the first ones are split: into num_parts tasks of part_segments each
-  int32_t num_parts, part_segments;
+  int64_t first_task;     // of all tasks
+  int64_t first_state;    // of the partial states
+  int64_t first_row;      // of the split rows
+  int32_t num_tiles;      // row tiles,
+  int32_t num_split;      // of which the first ones are split,
+  int32_t num_parts;      // each into so many tasks,
+  int32_t part_segments;  // of so many segments; the last one has the rest
   int32_t first_segment, num_segments;
   int32_t is_bad;  // its rows are NaN
 

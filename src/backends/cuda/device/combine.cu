@@ -10,8 +10,7 @@ namespace {
 
 constexpr int kCombineThreads = 256;
 constexpr int kLaneCols = 4;  // of a float4
-constexpr int kAhead =
-    12;  // states that are read before the first of them is merged: a read is waited for
+constexpr int kAhead = 12;    // states are read before the first is merged: a read is waited for
 
 // The columns of one lane, from states [first, end) of the workspace.
 __device__ RowState merge_columns(const Arguments& a, int64_t first, int64_t end, int column,

@@ -1,5 +1,7 @@
 // Copies slots from page to page: of copies that the host has, a block a copy, a warp a row; of copies that stand
 // on the device, a warp a row, which does them one after another.
+#include <algorithm>
+
 #include "backends/cuda/device/find.cuh"
 #include "backends/cuda/kernels.h"
 
@@ -107,10 +109,10 @@ cudaError_t launch_copy(const CopyArguments& a, cudaStream_t stream) {
 cudaError_t launch_listed_copy(const ListedCopyArguments& a, cudaStream_t stream) {
   if (a.num_copies == 0) return cudaSuccess;
   constexpr int64_t kRowsAtOnce = kCopyThreads / 32, kMaxBlocks = 1024;
-  const int64_t blocks = (a.page_size * a.num_kv_heads + kRowsAtOnce - 1) / kRowsAtOnce;
+  const int64_t blocks = ceil_div(a.page_size * a.num_kv_heads, kRowsAtOnce);
   void* arguments[] = {const_cast<ListedCopyArguments*>(&a)};
   return cudaLaunchKernel(reinterpret_cast<const void*>(&copy_listed),
-                          dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), 4),
+                          dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)), 4),
                           dim3(kCopyThreads), arguments, 0, stream);
 }
 

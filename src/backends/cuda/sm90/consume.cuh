@@ -83,10 +83,10 @@ struct Consumer {
 
   __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
                                                 Scores<C>& scores) const {
-    if (__builtin_expect(a.weight_factor == 1, 0)) scale_scores<C>(a, scores);
+    if (a.weight_factor == 1) scale_scores<C>(a, scores);
     const bool has_bad =
         uniform((notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0);
-    if (__builtin_expect(!has_bad && all_visible.contains(tile), 1)) return;
+    if (!has_bad && all_visible.contains(tile)) return;
     const BothRows rows(a, task, first_row);
     const uint32_t tile_begin = keys_of_tile<C>(tile).begin;
     if (has_bad || a.mask_value != 0) {

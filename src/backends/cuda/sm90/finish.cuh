@@ -36,12 +36,12 @@ __device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is
   for (int col = 0; col < C::kOutputCols; ++col) {
     if (col % 8 == 0)
       __syncwarp();  // the compiler would read all at once, and has no registers for it
-    const float4 x = totals.memory[col * C::kConsumerThreads];
-    const float of_col[4] = {x.x, x.y, x.z, x.w};
+    const float4 of_col = totals.memory[col * C::kConsumerThreads];
+    const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       output[col][e] =
-          merge_value(of_col[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
+          merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
     }
   }
 }

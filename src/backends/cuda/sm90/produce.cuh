@@ -67,8 +67,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
   const int warp = uniform(threadIdx.x / 32);
   const bool fetches = warp == 0;
   Fetcher<C> fetcher{a, shared, a.workspace.header->num_tasks, blockIdx.x};
-  const bool brings_queries =
-      warp >= kProducerWarps / 2;  // not the fetching one; values are needed later
+  // Not the fetching warp, nor those of the keys, which are needed first.
+  const bool brings_queries = warp >= kProducerWarps / 2;
   Cursor<C::kQueryBuffers> queries;
   Cursor<C::kStages> stage;
   if (fetches) fetcher.fetch();
