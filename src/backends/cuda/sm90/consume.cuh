@@ -63,9 +63,11 @@ struct Consumer {
     if (!has_boxes) ptx::fence_proxy();
   }
 
+  __device__ __forceinline__ void wait_for_keys() const {
+    wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
+  }
   // Behind it the scores are on their way.
   __device__ __forceinline__ KeyNotes begin_scores(Scores<C>& scores) {
-    wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
                           shared.keys[keys.at], scores);
     return shared.notes[keys.at];
@@ -101,7 +103,7 @@ struct Consumer {
                                                const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
     using T = typename C::Element;
-    wait_for_copies(shared.barriers.values_full[values.at], values.parity);
+    wait_for_tile_values();
     char* const tile_values = shared.values[values.at];
     const bool found = finds_not_finite<T, C::kTileBytes, C::kConsumerThreads>(tile_values, thread);
     if (!ptx::named_or(kAllConsumers, C::kConsumerThreads, found)) return;
@@ -113,9 +115,11 @@ struct Consumer {
     ptx::named_wait(kAllConsumers, C::kConsumerThreads);
   }
 
+  __device__ __forceinline__ void wait_for_tile_values() const {
+    wait_for_copies(shared.barriers.values_full[values.at], values.parity);
+  }
   __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights,
                                                Outputs<C>& output) {
-    wait_for_copies(shared.barriers.values_full[values.at], values.parity);
     sm90::begin_values<C>(weights, shared.values[values.at], output);
   }
 
@@ -141,6 +145,7 @@ struct Consumer {
     wait(shared.barriers.queries_full[queries.at], queries.parity);
     ptx::fence_proxy();
 
+    wait_for_keys();
     turns.wait();
     KeyNotes notes = begin_scores(scores);
     turns.give();
@@ -150,8 +155,7 @@ struct Consumer {
     finish_scores(task, tiles.begin, notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
-    softmax<C>(a, true, states, scores);
-    pack_weights<C>(scores, weights);
+    softmax<C>(a, true, states, scores, weights, [] {});
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
@@ -171,6 +175,9 @@ struct Consumer {
         has_ended = false;
       }
       if (is_edge) clean_values(task, tile, weights, output);
+      // Both before the turn, which is short.
+      wait(shared.barriers.keys_full[keys.at], keys.parity);
+      wait_for_tile_values();
       turns.wait();
       notes = begin_scores(scores);
       if (has_ended) merge_ended(tile - 1);  // while the tensor cores have the scores to do
@@ -190,14 +197,14 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      softmax<C>(a, !keeps, states, scores);
-      wait_for_values(output);
+      // The values of the tile before are done by the middle of it, and their weights' registers free.
+      softmax<C>(a, !keeps, states, scores, weights, [&] { wait_for_values(output); });
       end_values();
-      pack_weights<C>(scores, weights);
     }
     const int last = tiles.end - 1;
     if (begins_segment(last) && last > tiles.begin) merge_ended(last - 1);
     if (!all_attended.contains(last)) clean_values(task, last, weights, output);
+    wait_for_tile_values();
     turns.wait();
     begin_values(weights, output);
     turns.give();
