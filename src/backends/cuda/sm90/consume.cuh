@@ -67,10 +67,13 @@ struct Consumer {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
   }
   // Behind it the scores are on their way.
-  __device__ __forceinline__ KeyNotes begin_scores(Scores<C>& scores) {
+  __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
                           shared.keys[keys.at], scores);
-    return shared.notes[keys.at];
+  }
+  // Of the keys that are there.
+  __device__ __forceinline__ bool has_bad_keys(const KeyNotes& notes) const {
+    return uniform((notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0);
   }
 
   // The scores are there.
@@ -83,11 +86,10 @@ struct Consumer {
     keys.advance();
   }
 
-  __device__ __forceinline__ void finish_scores(const Task& task, int tile, const KeyNotes& notes,
-                                                Scores<C>& scores) const {
+  // Masks and what else few tiles ask for.
+  __device__ __forceinline__ void finish_scores(const Task& task, int tile, bool has_bad,
+                                                const KeyNotes& notes, Scores<C>& scores) const {
     if (a.weight_factor == 1) scale_scores<C>(a, scores);
-    const bool has_bad =
-        uniform((notes.is_bad[0] | notes.is_bad[1] | notes.is_bad[2] | notes.is_bad[3]) != 0);
     if (!has_bad && all_visible.contains(tile)) return;
     const BothRows rows(a, task, first_row);
     const uint32_t tile_begin = keys_of_tile<C>(tile).begin;
@@ -147,12 +149,13 @@ struct Consumer {
 
     wait_for_keys();
     turns.wait();
-    KeyNotes notes = begin_scores(scores);
+    begin_scores(scores);
     turns.give();
+    KeyNotes notes = shared.notes[keys.at];
     ptx::wait_for_products<0>();
     ptx::pin(scores);
     end_scores(has_last && tiles.begin + 1 == tiles.end);
-    finish_scores(task, tiles.begin, notes, scores);
+    finish_scores(task, tiles.begin, has_bad_keys(notes), notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
     softmax<C>(a, true, states, scores, weights, [] {});
@@ -165,28 +168,29 @@ struct Consumer {
       keep_totals(totals, output);
       clear_outputs(output);
     };
-#pragma unroll 1
-    for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
+    // A tile's values and the next one's scores; kPlain: no row has a mask there.
+    const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
-      const bool is_edge = !all_attended.contains(tile);
-      // Totals that are far away would keep the turn too long.
-      if (has_ended && (is_edge || !C::kTotalsAreShared)) {
-        merge_ended(tile - 1);
-        has_ended = false;
+      KeyNotes notes;
+      if constexpr (!kPlain) {
+        const bool is_edge = !all_attended.contains(tile);
+        // Totals that are far away would keep the turn too long.
+        if (has_ended && (is_edge || !C::kTotalsAreShared)) {
+          merge_ended(tile - 1);
+          has_ended = false;
+        }
+        if (is_edge) clean_values(task, tile, weights, output);
+        notes = shared.notes[keys.at];
       }
-      if (is_edge) clean_values(task, tile, weights, output);
-      // Both before the turn, which is short.
-      wait(shared.barriers.keys_full[keys.at], keys.parity);
-      wait_for_tile_values();
       turns.wait();
-      notes = begin_scores(scores);
+      begin_scores(scores);
       if (has_ended) merge_ended(tile - 1);  // while the tensor cores have the scores to do
       begin_values(weights, output);
       turns.give();
       ptx::wait_for_products<1>();
       ptx::pin(scores);
       end_scores(has_last && tile + 2 == tiles.end);
-      finish_scores(task, tile + 1, notes, scores);
+      if constexpr (!kPlain) finish_scores(task, tile + 1, has_bad_keys(notes), notes, scores);
       if (begins_segment(tile + 1)) {
         ptx::keep_branch();
         ended = states;
@@ -200,6 +204,20 @@ struct Consumer {
       // The values of the tile before are done by the middle of it, and their weights' registers free.
       softmax<C>(a, !keeps, states, scores, weights, [&] { wait_for_values(output); });
       end_values();
+    };
+#pragma unroll 1
+    for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
+      // Both before the turn, which is short.
+      wait(shared.barriers.keys_full[keys.at], keys.parity);
+      wait_for_tile_values();
+      const bool is_plain = a.weight_factor != 1 && all_visible.contains(tile + 1) &&
+                            all_attended.contains(tile) && !has_bad_keys(shared.notes[keys.at]) &&
+                            C::kTotalsAreShared;
+      if (is_plain) {
+        step(tile, std::true_type());
+      } else {
+        step(tile, std::false_type());
+      }
     }
     const int last = tiles.end - 1;
     if (begins_segment(last) && last > tiles.begin) merge_ended(last - 1);
