@@ -144,6 +144,10 @@ struct Consumer {
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
+    const Tiles plain = C::kTotalsAreShared && a.weight_factor != 1
+                            ? Tiles{max(all_attended.begin, all_visible.begin - 1),
+                                    min(all_attended.end, all_visible.end - 1)}
+                            : Tiles{};
     wait(shared.barriers.queries_full[queries.at], queries.parity);
     ptx::fence_proxy();
 
@@ -164,8 +168,7 @@ struct Consumer {
     clear_outputs(output);
     Rows2 ended;  // a segment's, until it is merged
     const auto merge_ended = [&](int tile) {
-      end_segment(ended, tile, tiles, output);
-      keep_totals(totals, output);
+      keep_segment(ended, is_in_first_segment(tile, tiles), output);
       clear_outputs(output);
     };
     // A tile's values and the next one's scores; kPlain: no row has a mask there.
@@ -210,10 +213,7 @@ struct Consumer {
       // Both before the turn, which is short.
       wait(shared.barriers.keys_full[keys.at], keys.parity);
       wait_for_tile_values();
-      const bool is_plain = a.weight_factor != 1 && all_visible.contains(tile + 1) &&
-                            all_attended.contains(tile) && !has_bad_keys(shared.notes[keys.at]) &&
-                            C::kTotalsAreShared;
-      if (is_plain) {
+      if (plain.contains(tile) && !has_bad_keys(shared.notes[keys.at])) {
         step(tile, std::true_type());
       } else {
         step(tile, std::false_type());
@@ -228,7 +228,7 @@ struct Consumer {
     turns.give();
     wait_for_values(output);
     end_values();
-    end_segment(states, last, tiles, output);
+    end_segment(states, is_in_first_segment(last, tiles), output);
   }
 
   // At once, or where it is split segment by segment.
@@ -254,13 +254,38 @@ struct Consumer {
   static __device__ __forceinline__ bool begins_segment(int tile) {
     return tile % C::kSegmentTiles == 0;
   }
-  // Of which `tile` is the last one that the task has.
-  __device__ __forceinline__ void end_segment(const Rows2& ended, int tile, Tiles tiles,
+  static __device__ __forceinline__ bool is_in_first_segment(int tile, Tiles tiles) {
+    return tile / C::kSegmentTiles == tiles.begin / C::kSegmentTiles;
+  }
+  // A segment's state into the totals.
+  __device__ __forceinline__ void keep_segment(const Rows2& ended, bool is_first,
+                                               const Outputs<C>& output) {
+    RowState part[2];
+    states_of(ended, part);
+    const auto keep = [&](int col, const float(&x)[4]) {
+      totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
+    };
+    if (!is_first) {
+      merge_segment<C>(part, totals, output, keep);
+      return;
+    }
+    totals.rows[0] = part[0], totals.rows[1] = part[1];
+#pragma unroll
+    for (int col = 0; col < C::kOutputCols; ++col) keep(col, output[col]);
+  }
+  // The last one's, and what all have come to into `output`.
+  __device__ __forceinline__ void end_segment(const Rows2& ended, bool is_first,
                                               Outputs<C>& output) {
     RowState part[2];
     states_of(ended, part);
-    const bool is_first = tile / C::kSegmentTiles == tiles.begin / C::kSegmentTiles;
-    merge_segment<C>(part, is_first, totals, output);
+    if (is_first) {
+      totals.rows[0] = part[0], totals.rows[1] = part[1];
+      return;
+    }
+    merge_segment<C>(part, totals, output, [&](int col, const float(&x)[4]) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) output[col][e] = x[e];
+    });
   }
   static __device__ __forceinline__ void clear_outputs(Outputs<C>& output) {
 #pragma unroll

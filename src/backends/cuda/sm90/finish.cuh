@@ -20,38 +20,26 @@ struct Totals {
                thread) {}
 };
 
-// Takes a segment, of which accumulators lie in `output`, together with those before it; the result's lie in
-// `output`.
-template <class C>
-__device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is_first,
-                                              Totals<C>& totals, Outputs<C>& output) {
-  if (is_first) {
-    totals.rows[0] = part[0], totals.rows[1] = part[1];
-    return;
-  }
+// Takes the state of a segment into the totals; before the first one they hold nothing. Its accumulators lie in
+// `output`: calls take(column, so_far merged with them) for each column of 8.
+template <class C, typename Take>
+__device__ __forceinline__ void merge_segment(const RowState (&part)[2], Totals<C>& totals,
+                                              const Outputs<C>& output, const Take& take) {
   float total_factor[2], part_factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
-    if (col % 8 == 0)
+    if (col % 4 == 0)
       __syncwarp();  // the compiler would read all at once, and has no registers for it
     const float4 of_col = totals.memory[col * C::kConsumerThreads];
     const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
+    float merged[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      output[col][e] =
-          merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
+      merged[e] = merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
     }
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outputs<C>& output) {
-#pragma unroll
-  for (int col = 0; col < C::kOutputCols; ++col) {
-    const float(&x)[4] = output[col];
-    totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
+    take(col, merged);
   }
 }
 
