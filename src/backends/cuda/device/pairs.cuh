@@ -22,6 +22,15 @@ __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// NaN has one encoding, 0x7fff of what pack makes of it is another one.
+template <typename T>
+__device__ __forceinline__ uint32_t with_one_nan(uint32_t pair) {
+  constexpr uint32_t kNaNBits = std::is_same_v<T, __nv_bfloat16> ? 0x7fc0 : 0x7e00;
+  if ((pair & 0xffff) == 0x7fff) pair = (pair & 0xffff0000) | kNaNBits;
+  if (pair >> 16 == 0x7fff) pair = (pair & 0xffff) | kNaNBits << 16;
+  return pair;
+}
+
 template <typename T>
 __device__ __forceinline__ float value_of(uint32_t bits);
 template <>

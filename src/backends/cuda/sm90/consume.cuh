@@ -247,7 +247,7 @@ struct Consumer {
       run_tiles(task, some, some.end == tiles.end, output);
       if (is_split) write_partial<C>(a, task, segment, first_row, totals.rows, output);
     }
-    if (!is_split) write_output<C>(a, task, first_row, totals.rows, output);
+    if (!is_split) write_output<C>(a, task, first_row, totals, output);
   }
 
  private:
@@ -301,7 +301,14 @@ __device__ __forceinline__ void consume(const Arguments& a, int box_rows, Shared
   for (Cursor<kTaskSlots> slot;; slot.advance()) {
     wait(shared.barriers.task_full[slot.at], slot.parity);
     const Task& task = shared.tasks[slot.at];
-    if (uniform(task.plan == nullptr)) return;
+    if (uniform(task.plan == nullptr)) {
+      if (task.all_are_bad) {
+        write_nan(a, 0, a.total_tokens, 0, a.num_q_heads,
+                  int64_t{blockIdx.x} * C::kConsumerThreads + consumer.thread,
+                  int64_t{gridDim.x} * C::kConsumerThreads);
+      }
+      return;
+    }
     if (!uniform(task.plan->is_bad)) {
       consumer.run_task(task);
     } else {

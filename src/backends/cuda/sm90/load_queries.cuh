@@ -17,7 +17,7 @@ __device__ __forceinline__ void copy_queries(const Arguments& a, const Task& tas
   const int step_tokens = kStep / a.group, step_heads = kStep % a.group;
   const auto* const data = static_cast<const char*>(a.query.data);
   int64_t at =
-      (task.plan->query_start + first.token) * token_bytes + first.q_head * head_bytes + chunk * 16;
+      (int64_t{task.geometry.query_start} + first.token) * token_bytes + first.q_head * head_bytes + chunk * 16;
 #pragma unroll 2
   for (int row = thread / kChunks; row < C::kTileRows; row += kStep) {
     const bool is_there = row < task.num_rows && chunk * 8 < a.keys.dim;
