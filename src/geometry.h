@@ -22,6 +22,7 @@ struct BasicKeyRange {
   friend constexpr bool operator==(const BasicKeyRange&, const BasicKeyRange&) = default;
 };
 using KeyRange = BasicKeyRange<int64_t>;
+using KeyRange32 = BasicKeyRange<int32_t>;
 
 template <typename Int>
 constexpr BasicKeyRange<Int> intersect(BasicKeyRange<Int> a, BasicKeyRange<Int> b) {
@@ -40,6 +41,7 @@ struct BasicSequenceGeometry {
   constexpr Int position(Int i) const { return context_len - num_rows + i; }
 };
 using SequenceGeometry = BasicSequenceGeometry<int64_t>;
+using SequenceGeometry32 = BasicSequenceGeometry<int32_t>;
 
 // How a call masks.
 template <typename Int>
@@ -74,6 +76,7 @@ struct BasicMaskRule {
   }
 };
 using MaskRule = BasicMaskRule<int64_t>;
+using MaskRule32 = BasicMaskRule<int32_t>;
 inline constexpr int64_t kNoWindow = MaskRule::kNoWindow;
 
 // (query, key) pairs that are attended in a chunk; what `bench` counts as useful work.

@@ -142,7 +142,7 @@ struct Arguments {
   // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
   int weight_shift = 0;
   MaskRule mask;
-  BasicMaskRule<int32_t> row_mask;  // the same for positions, which int32 holds
+  MaskRule32 row_mask;  // the same for positions, which int32 holds
 };
 
 // New keys or new values, and their cache.

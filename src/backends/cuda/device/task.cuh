@@ -17,7 +17,7 @@ struct KeyInterval {
   }
 };
 
-__device__ __forceinline__ KeyInterval interval(BasicKeyRange<int32_t> range) {
+__device__ __forceinline__ KeyInterval interval(KeyRange32 range) {
   return {static_cast<uint32_t>(range.begin), static_cast<uint32_t>(range.end)};
 }
 
@@ -26,7 +26,7 @@ struct Task {
   const SequencePlan* plan;
   int64_t sequence;
   int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
-  BasicSequenceGeometry<int32_t> geometry;
+  SequenceGeometry32 geometry;
   int32_t first_token;  // the first row's, of the sequence's
   int first_head;       // and its head of the group
   int32_t num_rows;
@@ -48,18 +48,17 @@ struct RowKeys {
 
 // Which keys the rows of a task take.
 __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
-  using Range = BasicKeyRange<int32_t>;
   const auto& seq = task.geometry;
   const int32_t first = task.first_token;
   const int32_t last = first + a.group_divisor.quotient(task.first_head + task.num_rows - 1);
-  Range any = a.row_mask.attended(seq, first, last + 1);
+  KeyRange32 any = a.row_mask.attended(seq, first, last + 1);
   if (task.segment >= 0) {
     const int64_t begin = int64_t{task.segment} * kSegmentKv;
     any.begin = static_cast<int32_t>(max(int64_t{any.begin}, begin));
     any.end = static_cast<int32_t>(
         min(int64_t{any.end}, begin + int64_t{task.num_segments} * kSegmentKv));
   }
-  task.any = interval(any.empty() ? Range{} : any);
+  task.any = interval(any.empty() ? KeyRange32{} : any);
   const int32_t positions[2] = {seq.position(first), seq.position(last)};
   task.all_attended = interval(intersect(a.row_mask.attended(seq, positions[0]),
                                          a.row_mask.attended(seq, positions[1])));

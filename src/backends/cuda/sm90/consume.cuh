@@ -155,11 +155,11 @@ struct Consumer {
     turns.wait();
     begin_scores(scores);
     turns.give();
-    KeyNotes notes = shared.notes[keys.at];
+    const KeyNotes first_notes = shared.notes[keys.at];
     ptx::wait_for_products<0>();
     ptx::pin(scores);
     end_scores(has_last && tiles.begin + 1 == tiles.end);
-    finish_scores(task, tiles.begin, has_bad_keys(notes), notes, scores);
+    finish_scores(task, tiles.begin, has_bad_keys(first_notes), first_notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
     softmax<C>(a, true, states, scores, weights, [] {});

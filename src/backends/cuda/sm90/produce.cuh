@@ -28,12 +28,12 @@ struct Fetcher {
       found.all_are_bad = header.is_bad != 0;
     } else {
       // Asked for early: the answer is there at the next call.
-      if (threadIdx.x == 0) {
+      if (threadIdx.x % 32 == 0) {
         next = static_cast<long long>(atomicAdd(&a.workspace.header->next_task, 1ull));
       }
       found = find_task(a, index);
     }
-    if (threadIdx.x == 0) shared.tasks[slot.at] = found;
+    if (threadIdx.x % 32 == 0) shared.tasks[slot.at] = found;
     arrive_as_warp(shared.barriers.task_full[slot.at]);
     slot.advance();
   }
