@@ -66,6 +66,19 @@ struct Consumer {
   __device__ __forceinline__ void wait_for_keys() const {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
   }
+  // The keys that are next, and the values behind those in use.
+  __device__ __forceinline__ bool has_tiles() const {
+    Cursor<C::kStages> next = values;
+    next.advance();
+    const bool has_keys = has_completed(shared.barriers.keys_full[keys.at], keys.parity);
+    return has_keys & has_completed(shared.barriers.values_full[next.at], next.parity);
+  }
+  __device__ __forceinline__ void wait_for_tiles() const {
+    Cursor<C::kStages> next = values;
+    next.advance();
+    wait(shared.barriers.keys_full[keys.at], keys.parity);
+    wait(shared.barriers.values_full[next.at], next.parity);
+  }
   // Behind it the scores are on their way.
   __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
@@ -162,7 +175,7 @@ struct Consumer {
     finish_scores(task, tiles.begin, has_bad_keys(first_notes), first_notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
-    softmax<C>(a, true, states, scores, weights, [] {});
+    softmax<C>(a, true, states, scores, weights, [] { return 0u; });
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
@@ -171,7 +184,13 @@ struct Consumer {
       keep_segment(ended, is_in_first_segment(tile, tiles), output);
       clear_outputs(output);
     };
-    // A tile's values and the next one's scores; kPlain: no row has a mask there.
+    bool is_plain = false;
+    if (tiles.begin + 1 < tiles.end) {
+      wait_for_keys();
+      wait_for_tile_values();
+      is_plain = plain.contains(tiles.begin) && !has_bad_keys(shared.notes[keys.at]);
+    }
+    // A tile's values and the next one's scores, which are there; kPlain: no row has a mask there.
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
       KeyNotes notes;
@@ -204,16 +223,22 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      // The values of the tile before are done by the middle of it, and their weights' registers free.
-      softmax<C>(a, !keeps, states, scores, weights, [&] { wait_for_values(output); });
-      end_values();
+      // Towards its end the product with the values is done, and the next tile there.
+      const bool has_next = tile + 2 < tiles.end, is_next_here = !has_next || has_tiles();
+      softmax<C>(a, !keeps, states, scores, weights, [&] {
+        if (!is_next_here) wait_for_tiles();
+        if (!has_boxes) ptx::fence_proxy();
+        wait_for_values(output);
+        end_values();
+        // What is behind it depends on it: compilers know no order but this.
+        const KeyNotes next = shared.notes[keys.at];
+        is_plain = plain.contains(tile + 1) && !has_bad_keys(next);
+        return next.is_bad[0] & a.zero;
+      });
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      // Both before the turn, which is short.
-      wait(shared.barriers.keys_full[keys.at], keys.parity);
-      wait_for_tile_values();
-      if (plain.contains(tile) && !has_bad_keys(shared.notes[keys.at])) {
+      if (is_plain) {
         step(tile, std::true_type());
       } else {
         step(tile, std::false_type());

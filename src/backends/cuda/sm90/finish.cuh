@@ -80,8 +80,7 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
 template <typename T>
 __device__ __forceinline__ void store_chunk(const Rows& output, int64_t at, uint4 chunk) {
   uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-  for (uint32_t& pair : pairs) pair = with_one_nan<T>(pair);
+  make_nan_one<T>(pairs);
   uint16_t* const out = static_cast<uint16_t*>(output.data) + at;
   if (output.vector_bytes == 16) {
     *reinterpret_cast<uint4*>(out) = {pairs[0], pairs[1], pairs[2], pairs[3]};
@@ -121,11 +120,16 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
       if (first + 8 * r >= task.num_rows) break;
       const TaskRow row = row_of(a, task, first + 8 * r);
       const int64_t at = output_offset(a, query_start + row.token, row.q_head);
-#pragma unroll 1
-      for (int col = lane / 8; col * 8 < a.values.dim; col += 4) {
-        store_chunk<T>(a.output, at + col * 8,
-                       *reinterpret_cast<const uint4*>(memory + col * kStep + r * 128 +
-                                                       lane % 8 * 16));
+      uint4 chunks[C::kOutputCols / 4];
+#pragma unroll
+      for (int i = 0; i < C::kOutputCols / 4; ++i) {
+        chunks[i] = *reinterpret_cast<const uint4*>(memory + (lane / 8 + 4 * i) * kStep + r * 128 +
+                                                    lane % 8 * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < C::kOutputCols / 4; ++i) {
+        const int col = lane / 8 + 4 * i;
+        if (col * 8 < a.values.dim) store_chunk<T>(a.output, at + col * 8, chunks[i]);
       }
     }
     __syncwarp();

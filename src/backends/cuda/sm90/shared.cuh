@@ -74,6 +74,10 @@ __device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
   ptx::wait(ptx::shared_address(&barrier), parity);
 }
 
+__device__ __forceinline__ bool has_completed(uint64_t& barrier, uint32_t parity) {
+  return ptx::has_completed(ptx::shared_address(&barrier), parity);
+}
+
 // Once for the warp, behind all that its lanes have done.
 __device__ __forceinline__ void arrive_as_warp(uint32_t barrier) {
   __syncwarp();
