@@ -175,7 +175,7 @@ struct Consumer {
     finish_scores(task, tiles.begin, has_bad_keys(first_notes), first_notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
-    softmax<C>(a, true, states, scores, weights, [] { return 0u; });
+    softmax<C>(a, true, states, scores, weights, [] { return 0; });
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
@@ -233,7 +233,7 @@ struct Consumer {
         // What is behind it depends on it: compilers know no order but this.
         const KeyNotes next = shared.notes[keys.at];
         is_plain = plain.contains(tile + 1) && !has_bad_keys(next);
-        return next.is_bad[0] & a.zero;
+        return static_cast<int>(next.is_bad[0]) & a.zero;
       });
     };
 #pragma unroll 1

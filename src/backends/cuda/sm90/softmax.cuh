@@ -199,9 +199,9 @@ __device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, R
                                         Scores<C>& scores, PackedWeights<C>& weights, const Middle& middle) {
   float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
   const auto wait_in_the_middle = [&] {
-    const uint32_t zero = middle();
+    const int zero = middle();
 #pragma unroll
-    for (float& x : subtracted) x = __uint_as_float(__float_as_uint(x) | zero);
+    for (float& x : subtracted) x = __int_as_float(__float_as_int(x) | zero);
   };
   float sum[2];
   if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
