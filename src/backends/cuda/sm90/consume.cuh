@@ -66,18 +66,14 @@ struct Consumer {
   __device__ __forceinline__ void wait_for_keys() const {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
   }
-  // The keys that are next, and the values behind those in use.
-  __device__ __forceinline__ bool has_tiles() const {
-    Cursor<C::kStages> next = values;
-    next.advance();
-    const bool has_keys = has_completed(shared.barriers.keys_full[keys.at], keys.parity);
-    return has_keys & has_completed(shared.barriers.values_full[next.at], next.parity);
+  // Whether the next keys are there and the values at `at`.
+  __device__ __forceinline__ bool has_tiles(const Cursor<C::kStages>& at) const {
+    const bool has_keys = is_over(shared.barriers.keys_full[keys.at], keys.parity);
+    return has_keys & is_over(shared.barriers.values_full[at.at], at.parity);
   }
-  __device__ __forceinline__ void wait_for_tiles() const {
-    Cursor<C::kStages> next = values;
-    next.advance();
-    wait(shared.barriers.keys_full[keys.at], keys.parity);
-    wait(shared.barriers.values_full[next.at], next.parity);
+  static __device__ __forceinline__ Cursor<C::kStages> following(Cursor<C::kStages> at) {
+    at.advance();
+    return at;
   }
   // Behind it the scores are on their way.
   __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
@@ -184,12 +180,12 @@ struct Consumer {
       keep_segment(ended, is_in_first_segment(tile, tiles), output);
       clear_outputs(output);
     };
-    bool is_plain = false;
-    if (tiles.begin + 1 < tiles.end) {
-      wait_for_keys();
-      wait_for_tile_values();
-      is_plain = plain.contains(tiles.begin) && !has_bad_keys(shared.notes[keys.at]);
-    }
+    bool is_here = false, is_plain = false;
+    // The values of a tile and the keys of the next one are there.
+    const auto look_at_tiles = [&](int tile) {
+      if (!has_boxes) ptx::fence_proxy();
+      is_plain = plain.contains(tile) && !has_bad_keys(shared.notes[keys.at]);
+    };
     // A tile's values and the next one's scores, which are there; kPlain: no row has a mask there.
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
@@ -223,21 +219,25 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      // Towards its end the product with the values is done, and the next tile there.
-      const bool has_next = tile + 2 < tiles.end, is_next_here = !has_next || has_tiles();
+      // Towards its end the product with the values is done, and mostly the next tile there.
+      is_here = has_tiles(following(values));
       softmax<C>(a, !keeps, states, scores, weights, [&] {
-        if (!is_next_here) wait_for_tiles();
-        if (!has_boxes) ptx::fence_proxy();
+#pragma unroll 1
+        for (int tries = 1; !is_here && tries > a.zero; --tries) is_here = has_tiles(following(values));
         wait_for_values(output);
         end_values();
         // What is behind it depends on it: compilers know no order but this.
-        const KeyNotes next = shared.notes[keys.at];
-        is_plain = plain.contains(tile + 1) && !has_bad_keys(next);
-        return static_cast<int>(next.is_bad[0]) & a.zero;
+        return static_cast<int>(is_here) & a.zero;
       });
+      if (is_here) look_at_tiles(tile + 1);
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
+      if (!is_here) {
+        wait_for_keys();
+        wait_for_tile_values();
+        look_at_tiles(tile);
+      }
       if (is_plain) {
         step(tile, std::true_type());
       } else {

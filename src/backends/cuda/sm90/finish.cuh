@@ -120,16 +120,11 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
       if (first + 8 * r >= task.num_rows) break;
       const TaskRow row = row_of(a, task, first + 8 * r);
       const int64_t at = output_offset(a, query_start + row.token, row.q_head);
-      uint4 chunks[C::kOutputCols / 4];
-#pragma unroll
-      for (int i = 0; i < C::kOutputCols / 4; ++i) {
-        chunks[i] = *reinterpret_cast<const uint4*>(memory + (lane / 8 + 4 * i) * kStep + r * 128 +
-                                                    lane % 8 * 16);
-      }
-#pragma unroll
-      for (int i = 0; i < C::kOutputCols / 4; ++i) {
-        const int col = lane / 8 + 4 * i;
-        if (col * 8 < a.values.dim) store_chunk<T>(a.output, at + col * 8, chunks[i]);
+#pragma unroll 1
+      for (int col = lane / 8; col * 8 < a.values.dim; col += 4) {
+        store_chunk<T>(a.output, at + col * 8,
+                       *reinterpret_cast<const uint4*>(memory + col * kStep + r * 128 +
+                                                       lane % 8 * 16));
       }
     }
     __syncwarp();

@@ -10,26 +10,24 @@ template <class C>
 __device__ __forceinline__ void copy_queries(const Arguments& a, const Task& task, char* queries) {
   constexpr int kChunks = C::kHeadDim / 8, kThreads = kProducerWarps / 2 * 32;
   const int thread = static_cast<int>(threadIdx.x) - kThreads, chunk = thread % kChunks;
-  constexpr int kStep = kThreads / kChunks, kBatch = 8;
-  static_assert(C::kTileRows % (kStep * kBatch) == 0);
-  const bool has_chunk = chunk * 8 < a.keys.dim;
-  const auto* const data = static_cast<const char*>(a.query.data) + chunk * 16;
-#pragma unroll 1
-  for (int first = thread / kChunks; first < C::kTileRows; first += kStep * kBatch) {
-    const char* from[kBatch];  // all at once: none waits for the one before it
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const TaskRow row = row_of(a, task, first + i * kStep);
-      from[i] = data + 2 * ((int64_t{task.geometry.query_start} + row.token) * a.query.token_stride +
-                            row.q_head * a.query.head_stride);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = first + i * kStep;
-      const bool is_there = row < task.num_rows && has_chunk;
-      copy_chunk(queries + place_of(row, chunk, C::kQueryPartBytes),
-                 is_there ? from[i] : static_cast<const char*>(a.query.data),
-                 a.query.vector_bytes, is_there);
+  constexpr int kStep = kThreads / kChunks;
+  const int64_t token_bytes = 2 * a.query.token_stride, head_bytes = 2 * a.query.head_stride;
+  const TaskRow first = row_of(a, task, thread / kChunks);
+  int head = first.q_head - task.kv_head * a.group;
+  const int step_tokens = kStep / a.group, step_heads = kStep % a.group;
+  const auto* const data = static_cast<const char*>(a.query.data);
+  int64_t at =
+      (int64_t{task.geometry.query_start} + first.token) * token_bytes + first.q_head * head_bytes + chunk * 16;
+#pragma unroll 2
+  for (int row = thread / kChunks; row < C::kTileRows; row += kStep) {
+    const bool is_there = row < task.num_rows && chunk * 8 < a.keys.dim;
+    copy_chunk(queries + place_of(row, chunk, C::kQueryPartBytes), is_there ? data + at : data,
+               a.query.vector_bytes, is_there);
+    at += step_tokens * token_bytes + step_heads * head_bytes;
+    head += step_heads;
+    if (head >= a.group) {
+      head -= a.group;
+      at += token_bytes - a.group * head_bytes;
     }
   }
 }
