@@ -141,7 +141,6 @@ struct Arguments {
   // Weights are 2^weight_shift times what they should be until the row is written: float16 has 2^-24 as its
   // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
   int weight_shift = 0;
-  int zero = 0;  // which compilers do not know
   MaskRule mask;
   MaskRule32 row_mask;  // the same for positions, which int32 holds
 };

@@ -32,11 +32,6 @@ __device__ __forceinline__ void pin(float (&x)[kCols][4]) {
   for (int i = 0; i < 4 * kCols; ++i) asm volatile("" : "+f"(x[i / 4][i % 4])::"memory");
 }
 
-__device__ __forceinline__ void pin(float (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(x[i])::"memory");
-}
-
 template <typename T>
 struct TypeName;
 template <>

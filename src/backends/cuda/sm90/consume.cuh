@@ -66,14 +66,14 @@ struct Consumer {
   __device__ __forceinline__ void wait_for_keys() const {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
   }
-  // Whether the next keys are there and the values at `at`.
-  __device__ __forceinline__ bool has_tiles(const Cursor<C::kStages>& at) const {
+  // The next keys and values, for which it rarely waits: one answer after the other would take twice as long.
+  __device__ __forceinline__ void wait_for_tiles() const {
     const bool has_keys = is_over(shared.barriers.keys_full[keys.at], keys.parity);
-    return has_keys & is_over(shared.barriers.values_full[at.at], at.parity);
-  }
-  static __device__ __forceinline__ Cursor<C::kStages> following(Cursor<C::kStages> at) {
-    at.advance();
-    return at;
+    if (!(has_keys & is_over(shared.barriers.values_full[values.at], values.parity))) {
+      wait(shared.barriers.keys_full[keys.at], keys.parity);
+      wait(shared.barriers.values_full[values.at], values.parity);
+    }
+    if (!has_boxes) ptx::fence_proxy();
   }
   // Behind it the scores are on their way.
   __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
@@ -171,7 +171,7 @@ struct Consumer {
     finish_scores(task, tiles.begin, has_bad_keys(first_notes), first_notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
-    softmax<C>(a, true, states, scores, weights, [] { return 0; });
+    softmax<C>(a, true, states, scores, weights, [] {});
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
@@ -180,13 +180,7 @@ struct Consumer {
       keep_segment(ended, is_in_first_segment(tile, tiles), output);
       clear_outputs(output);
     };
-    bool is_here = false, is_plain = false;
-    // The values of a tile and the keys of the next one are there.
-    const auto look_at_tiles = [&](int tile) {
-      if (!has_boxes) ptx::fence_proxy();
-      is_plain = plain.contains(tile) && !has_bad_keys(shared.notes[keys.at]);
-    };
-    // A tile's values and the next one's scores, which are there; kPlain: no row has a mask there.
+    // A tile's values and the next one's scores; kPlain: no row has a mask there.
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
       KeyNotes notes;
@@ -219,26 +213,15 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      // Towards its end the product with the values is done, and mostly the next tile there.
-      is_here = has_tiles(following(values));
-      softmax<C>(a, !keeps, states, scores, weights, [&] {
-#pragma unroll 1
-        for (int tries = 1; !is_here && tries > a.zero; --tries) is_here = has_tiles(following(values));
-        wait_for_values(output);
-        end_values();
-        // What is behind it depends on it: compilers know no order but this.
-        return static_cast<int>(is_here) & a.zero;
-      });
-      if (is_here) look_at_tiles(tile + 1);
+      // The values of the tile before are done by the middle of it, and their weights' registers free.
+      softmax<C>(a, !keeps, states, scores, weights, [&] { wait_for_values(output); });
+      end_values();
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      if (!is_here) {
-        wait_for_keys();
-        wait_for_tile_values();
-        look_at_tiles(tile);
-      }
-      if (is_plain) {
+      // Before the turn, which is short.
+      wait_for_tiles();
+      if (plain.contains(tile) && !has_bad_keys(shared.notes[keys.at])) {
         step(tile, std::true_type());
       } else {
         step(tile, std::false_type());

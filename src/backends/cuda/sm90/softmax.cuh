@@ -115,7 +115,6 @@ __device__ __forceinline__ float row_max(const Scores<C>& scores, int r) {
 template <class C, typename Weight, typename Middle>
 __device__ __forceinline__ void weigh(const Weight& weight, const Middle& middle, Scores<C>& scores,
                                       PackedWeights<C>& weights, float (&sum)[2]) {
-  constexpr int kMiddle = C::kScoreCols * 3 / 4;
   float sums[2][4];
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
@@ -127,13 +126,10 @@ __device__ __forceinline__ void weigh(const Weight& weight, const Middle& middle
       const float two = __fadd_rn(s[2 * r], s[2 * r + 1]);
       sums[r][col % 4] = col < 4 ? two : __fadd_rn(sums[r][col % 4], two);
     }
-    if (col + 1 < kMiddle) continue;
-    if (col + 1 == kMiddle) middle();
-    if (col % 2 == 1) {
-#pragma unroll
-      for (int step = col + 1 == kMiddle ? 0 : col / 2; step <= col / 2; ++step) {
+    if (col + 1 == C::kScoreCols / 2) middle();
+    if (col + 1 >= C::kScoreCols / 2 && col % 2 == 1) {
+      for (int step = col + 1 == C::kScoreCols / 2 ? 0 : col / 2; step <= col / 2; ++step)
         pack_step<C>(scores, step, weights);
-      }
     }
   }
 #pragma unroll
@@ -197,21 +193,15 @@ __device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& s
 template <class C, typename Middle>
 __device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, Rows2& rows,
                                         Scores<C>& scores, PackedWeights<C>& weights, const Middle& middle) {
-  float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
-  const auto wait_in_the_middle = [&] {
-    const int zero = middle();
-#pragma unroll
-    for (float& x : subtracted) x = __int_as_float(__float_as_int(x) | zero);
-  };
+  const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
   float sum[2];
   if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
-    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); },
-             wait_in_the_middle,
+    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, middle,
              scores, weights, sum);
   } else {
     weigh<C>([&](float s,
                  int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -subtracted[r])); },
-             wait_in_the_middle, scores, weights, sum);
+             middle, scores, weights, sum);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.sum[r] = __fadd_rn(rows.sum[r], sum[r]);

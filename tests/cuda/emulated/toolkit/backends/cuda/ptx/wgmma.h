@@ -22,7 +22,6 @@ void wait_for_products() {
 // The machine reads and writes registers where they are; the host's compiler knows of it.
 template <int kCols>
 void pin(float (&)[kCols][4]) {}
-inline void pin(float (&)[4]) {}
 
 template <typename T, int kColumns>
 struct Products {
