@@ -66,6 +66,13 @@ __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
       intersect(a.row_mask.visible(seq, positions[0]), a.row_mask.visible(seq, positions[1])));
 }
 
+// In 32 bits where they hold it, which divide faster.
+__device__ __forceinline__ int64_t divide(int64_t x, int by, int64_t& rest) {
+  const int64_t q = x >> 32 == 0 ? static_cast<uint32_t>(x) / static_cast<uint32_t>(by) : x / by;
+  rest = x - q * by;
+  return q;
+}
+
 __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   Task task{};
   task.sequence =
@@ -75,19 +82,23 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   int64_t rest = index - p.first_task;
   int64_t quotient = a.value_part_divisor.take_quotient(rest);
   task.value_part = static_cast<int>(rest);
-  rest = quotient;
-  quotient = a.kv_head_divisor.take_quotient(rest);
-  task.kv_head = static_cast<int>(rest);
-  // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
+  // One KV head after the other, as the caches of few heads fit the L2; what is split comes last, to fill up all
+  // blocks, its heads side by side. The last rows see most keys: they come first.
   const int num_whole = p.num_tiles - p.num_split;
-  int64_t tile = p.num_tiles - 1 - quotient;
+  const int64_t num_whole_tasks = int64_t{num_whole} * a.num_kv_heads;
+  int64_t tile;
   task.segment = -1;
-  if (quotient >= num_whole) {
-    rest = quotient - num_whole;
-    const int before = static_cast<int>(rest % p.num_parts) * p.part_segments;
+  if (quotient < num_whole_tasks) {
+    task.kv_head = static_cast<int>(divide(quotient, num_whole, rest));
+    tile = p.num_tiles - 1 - rest;
+  } else {
+    rest = quotient - num_whole_tasks;
+    quotient = a.kv_head_divisor.take_quotient(rest);
+    task.kv_head = static_cast<int>(rest);
+    tile = p.num_split - 1 - divide(quotient, p.num_parts, rest);
+    const int before = static_cast<int>(rest) * p.part_segments;
     task.segment = p.first_segment + before;
     task.num_segments = min(p.part_segments, p.num_segments - before);
-    tile = p.num_split - 1 - rest / p.num_parts;
   }
   task.geometry = p.geometry<int32_t>();
   task.first_row = tile * a.tile_rows;

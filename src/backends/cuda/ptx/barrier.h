@@ -38,21 +38,6 @@ __device__ __forceinline__ bool has_completed(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// Whether it is over, at once; has_completed may wait some time for it.
-__device__ __forceinline__ bool is_over(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, p;\n"
-      "}"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Until the barrier's phase of this parity is over.
 __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
   while (!has_completed(barrier, parity)) {

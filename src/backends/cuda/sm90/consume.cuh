@@ -66,15 +66,6 @@ struct Consumer {
   __device__ __forceinline__ void wait_for_keys() const {
     wait_for_copies(shared.barriers.keys_full[keys.at], keys.parity);
   }
-  // The next keys and values, for which it rarely waits: one answer after the other would take twice as long.
-  __device__ __forceinline__ void wait_for_tiles() const {
-    const bool has_keys = is_over(shared.barriers.keys_full[keys.at], keys.parity);
-    if (!(has_keys & is_over(shared.barriers.values_full[values.at], values.parity))) {
-      wait(shared.barriers.keys_full[keys.at], keys.parity);
-      wait(shared.barriers.values_full[values.at], values.parity);
-    }
-    if (!has_boxes) ptx::fence_proxy();
-  }
   // Behind it the scores are on their way.
   __device__ __forceinline__ void begin_scores(Scores<C>& scores) {
     sm90::begin_scores<C>(shared.queries[queries.at] + turns.group * kGroupRows * 128,
@@ -153,7 +144,7 @@ struct Consumer {
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
-    const Tiles plain = C::kTotalsAreShared && a.weight_factor != 1
+    const Tiles plain = a.weight_factor != 1
                             ? Tiles{max(all_attended.begin, all_visible.begin - 1),
                                     min(all_attended.end, all_visible.end - 1)}
                             : Tiles{};
@@ -184,13 +175,13 @@ struct Consumer {
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
       KeyNotes notes;
+      const bool is_edge = !kPlain && !all_attended.contains(tile);
+      // Totals that are far away would keep the turn too long.
+      if (has_ended && (is_edge || !C::kTotalsAreShared)) {
+        merge_ended(tile - 1);
+        has_ended = false;
+      }
       if constexpr (!kPlain) {
-        const bool is_edge = !all_attended.contains(tile);
-        // Totals that are far away would keep the turn too long.
-        if (has_ended && (is_edge || !C::kTotalsAreShared)) {
-          merge_ended(tile - 1);
-          has_ended = false;
-        }
         if (is_edge) clean_values(task, tile, weights, output);
         notes = shared.notes[keys.at];
       }
@@ -219,8 +210,9 @@ struct Consumer {
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {
-      // Before the turn, which is short.
-      wait_for_tiles();
+      // Both before the turn, which is short.
+      wait(shared.barriers.keys_full[keys.at], keys.parity);
+      wait_for_tile_values();
       if (plain.contains(tile) && !has_bad_keys(shared.notes[keys.at])) {
         step(tile, std::true_type());
       } else {

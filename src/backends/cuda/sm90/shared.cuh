@@ -74,10 +74,6 @@ __device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
   ptx::wait(ptx::shared_address(&barrier), parity);
 }
 
-__device__ __forceinline__ bool is_over(uint64_t& barrier, uint32_t parity) {
-  return ptx::is_over(ptx::shared_address(&barrier), parity);
-}
-
 // Once for the warp, behind all that its lanes have done.
 __device__ __forceinline__ void arrive_as_warp(uint32_t barrier) {
   __syncwarp();

@@ -19,10 +19,6 @@ using emulated::wait;
 
 inline void keep_branch() {}
 
-inline bool is_over(uint32_t barrier, uint32_t parity) {
-  return emulated::has_completed(barrier, parity);
-}
-
 template <int kRegisters>
 void take_registers() {
   emulated::set_registers(kRegisters, true);
