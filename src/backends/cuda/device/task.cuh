@@ -35,7 +35,7 @@ struct Task {
   int value_part;
   int segment;  // the first one, absolute; or -1: all
   int num_segments;
-  bool all_are_bad;  // of the one without a plan that ends a block's tasks: query_starts makes no sense
+  bool all_are_bad;  // of the task without a plan: query_starts makes no sense
   // Keys that some row takes, and those that all rows take, and see.
   KeyInterval any, all_attended, all_visible;
 };
@@ -60,17 +60,10 @@ __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
   }
   task.any = interval(any.empty() ? KeyRange32{} : any);
   const int32_t positions[2] = {seq.position(first), seq.position(last)};
-  task.all_attended = interval(intersect(a.row_mask.attended(seq, positions[0]),
-                                         a.row_mask.attended(seq, positions[1])));
+  task.all_attended = interval(
+      intersect(a.row_mask.attended(seq, positions[0]), a.row_mask.attended(seq, positions[1])));
   task.all_visible = interval(
       intersect(a.row_mask.visible(seq, positions[0]), a.row_mask.visible(seq, positions[1])));
-}
-
-// In 32 bits where they hold it, which divide faster.
-__device__ __forceinline__ int64_t divide(int64_t x, int by, int64_t& rest) {
-  const int64_t q = x >> 32 == 0 ? static_cast<uint32_t>(x) / static_cast<uint32_t>(by) : x / by;
-  rest = x - q * by;
-  return q;
 }
 
 __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
@@ -82,23 +75,19 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   int64_t rest = index - p.first_task;
   int64_t quotient = a.value_part_divisor.take_quotient(rest);
   task.value_part = static_cast<int>(rest);
-  // One KV head after the other, as the caches of few heads fit the L2; what is split comes last, to fill up all
-  // blocks, its heads side by side. The last rows see most keys: they come first.
+  rest = quotient;
+  quotient = a.kv_head_divisor.take_quotient(rest);
+  task.kv_head = static_cast<int>(rest);
+  // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
   const int num_whole = p.num_tiles - p.num_split;
-  const int64_t num_whole_tasks = int64_t{num_whole} * a.num_kv_heads;
-  int64_t tile;
+  int64_t tile = p.num_tiles - 1 - quotient;
   task.segment = -1;
-  if (quotient < num_whole_tasks) {
-    task.kv_head = static_cast<int>(divide(quotient, num_whole, rest));
-    tile = p.num_tiles - 1 - rest;
-  } else {
-    rest = quotient - num_whole_tasks;
-    quotient = a.kv_head_divisor.take_quotient(rest);
-    task.kv_head = static_cast<int>(rest);
-    tile = p.num_split - 1 - divide(quotient, p.num_parts, rest);
-    const int before = static_cast<int>(rest) * p.part_segments;
+  if (quotient >= num_whole) {
+    rest = quotient - num_whole;
+    const int before = static_cast<int>(rest % p.num_parts) * p.part_segments;
     task.segment = p.first_segment + before;
     task.num_segments = min(p.part_segments, p.num_segments - before);
+    tile = p.num_split - 1 - rest / p.num_parts;
   }
   task.geometry = p.geometry<int32_t>();
   task.first_row = tile * a.tile_rows;
@@ -127,7 +116,8 @@ __device__ __forceinline__ TaskRow row_of(const Arguments& a, const Task& task, 
 __device__ __forceinline__ RowKeys keys_of_row(const Arguments& a, const Task& task, int row) {
   const auto& seq = task.geometry;
   const int32_t position = seq.position(row_of(a, task, min(row, task.num_rows - 1)).token);
-  return {interval(a.row_mask.attended(seq, position)), interval(a.row_mask.visible(seq, position))};
+  return {interval(a.row_mask.attended(seq, position)),
+          interval(a.row_mask.visible(seq, position))};
 }
 
 // A task of a sequence that is bad: its rows, and all of the group's of the tokens that they begin and end in.
@@ -148,9 +138,8 @@ __device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task&
   if (keys.empty() || keys.begin - segment_begin >= kSegmentKv || keys.end <= segment_begin) {
     return -1;
   }
-  return p.first_state +
-         (int64_t{row.token} * a.num_q_heads + row.q_head) * p.num_segments + segment -
-         p.first_segment;
+  return p.first_state + (int64_t{row.token} * a.num_q_heads + row.q_head) * p.num_segments +
+         segment - p.first_segment;
 }
 
 }  // namespace pagefill::cuda

@@ -144,7 +144,7 @@ struct Consumer {
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
-    const Tiles plain = a.weight_factor != 1
+    const Tiles plain = C::kTotalsAreShared && a.weight_factor != 1
                             ? Tiles{max(all_attended.begin, all_visible.begin - 1),
                                     min(all_attended.end, all_visible.end - 1)}
                             : Tiles{};
@@ -162,7 +162,7 @@ struct Consumer {
     finish_scores(task, tiles.begin, has_bad_keys(first_notes), first_notes, scores);
     float rescale[2];
     raise_max<C>(a, scores, states, rescale);  // from nothing
-    softmax<C>(a, true, states, scores, weights, [] {});
+    softmax<C>(a, true, states, scores, weights);
 
     // Zeros at a segment's beginning: infinities and NaN among the values may be added before the product.
     clear_outputs(output);
@@ -175,13 +175,13 @@ struct Consumer {
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
       KeyNotes notes;
-      const bool is_edge = !kPlain && !all_attended.contains(tile);
-      // Totals that are far away would keep the turn too long.
-      if (has_ended && (is_edge || !C::kTotalsAreShared)) {
-        merge_ended(tile - 1);
-        has_ended = false;
-      }
       if constexpr (!kPlain) {
+        const bool is_edge = !all_attended.contains(tile);
+        // Totals that are far away would keep the turn too long.
+        if (has_ended && (is_edge || !C::kTotalsAreShared)) {
+          merge_ended(tile - 1);
+          has_ended = false;
+        }
         if (is_edge) clean_values(task, tile, weights, output);
         notes = shared.notes[keys.at];
       }
@@ -204,9 +204,10 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      // The values of the tile before are done by the middle of it, and their weights' registers free.
-      softmax<C>(a, !keeps, states, scores, weights, [&] { wait_for_values(output); });
+      // The product with the values is over by now, and the registers of its weights are free for those that follow.
+      wait_for_values(output);
       end_values();
+      softmax<C>(a, !keeps, states, scores, weights);
     };
 #pragma unroll 1
     for (int tile = tiles.begin; tile + 1 < tiles.end; ++tile) {

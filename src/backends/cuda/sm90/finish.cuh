@@ -110,8 +110,8 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
 #pragma unroll
     for (int i = 0; i < 2 * C::kOutputCols; ++i) {
       const int col = i / 2, r = i % 2;
-      *reinterpret_cast<uint32_t*>(memory + col * kStep + r * 128 + lane * 4) =
-          pack<T>(end_value(output[col][2 * r], ends[r]), end_value(output[col][2 * r + 1], ends[r]));
+      *reinterpret_cast<uint32_t*>(memory + col * kStep + r * 128 + lane * 4) = pack<T>(
+          end_value(output[col][2 * r], ends[r]), end_value(output[col][2 * r + 1], ends[r]));
     }
     __syncwarp();
     const int first = first_row - lane / 4 + lane % 8;
@@ -122,9 +122,9 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
       const int64_t at = output_offset(a, query_start + row.token, row.q_head);
 #pragma unroll 1
       for (int col = lane / 8; col * 8 < a.values.dim; col += 4) {
-        store_chunk<T>(a.output, at + col * 8,
-                       *reinterpret_cast<const uint4*>(memory + col * kStep + r * 128 +
-                                                       lane % 8 * 16));
+        store_chunk<T>(
+            a.output, at + col * 8,
+            *reinterpret_cast<const uint4*>(memory + col * kStep + r * 128 + lane % 8 * 16));
       }
     }
     __syncwarp();

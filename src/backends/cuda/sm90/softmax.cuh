@@ -112,8 +112,8 @@ __device__ __forceinline__ float row_max(const Scores<C>& scores, int r) {
 }
 
 // Scores to weights, and their sums in `sum`: of each row four chains, of columns 0, 4, ...; 1, 5, ...
-template <class C, typename Weight, typename Middle>
-__device__ __forceinline__ void weigh(const Weight& weight, const Middle& middle, Scores<C>& scores,
+template <class C, typename Weight>
+__device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores,
                                       PackedWeights<C>& weights, float (&sum)[2]) {
   float sums[2][4];
 #pragma unroll
@@ -126,11 +126,7 @@ __device__ __forceinline__ void weigh(const Weight& weight, const Middle& middle
       const float two = __fadd_rn(s[2 * r], s[2 * r + 1]);
       sums[r][col % 4] = col < 4 ? two : __fadd_rn(sums[r][col % 4], two);
     }
-    if (col + 1 == C::kScoreCols / 2) middle();
-    if (col + 1 >= C::kScoreCols / 2 && col % 2 == 1) {
-      for (int step = col + 1 == C::kScoreCols / 2 ? 0 : col / 2; step <= col / 2; ++step)
-        pack_step<C>(scores, step, weights);
-    }
+    if (col % 2 == 1) pack_step<C>(scores, col / 2, weights);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -190,18 +186,18 @@ __device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& s
 }
 
 // Scores to weights, which are added to the rows' sums. `may_be_large`: the references, which else have limits.
-template <class C, typename Middle>
+template <class C>
 __device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, Rows2& rows,
-                                        Scores<C>& scores, PackedWeights<C>& weights, const Middle& middle) {
+                                        Scores<C>& scores, PackedWeights<C>& weights) {
   const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
   float sum[2];
   if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
-    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, middle,
-             scores, weights, sum);
+    weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, scores,
+             weights, sum);
   } else {
     weigh<C>([&](float s,
                  int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -subtracted[r])); },
-             middle, scores, weights, sum);
+             scores, weights, sum);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.sum[r] = __fadd_rn(rows.sum[r], sum[r]);
