@@ -141,8 +141,8 @@ inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, 
 
 // The keys of the tile that row r of the block takes, within the tile.
 inline KeyRange keys_of_row(const Scratch& scratch, const KvTile& tile, int64_t r) {
-  return intersect({tile.begin, tile.end},
-                   {scratch.attended_begin[r] - tile.start, scratch.attended_end[r] - tile.start});
+  return intersect(KeyRange{tile.begin, tile.end}, KeyRange{scratch.attended_begin[r] - tile.start,
+                                                            scratch.attended_end[r] - tile.start});
 }
 
 // Asks for the rows of the next KV tile while the present one is computed: a few lines at a time, keys and
