@@ -35,11 +35,14 @@ struct KvTile {
   float value_scale[kMaxTileKv];
 };
 
+// Only AMX takes more keys at once than a step.
+inline constexpr int64_t kFilledStep = HWY_TARGET == HWY_AVX3 ? kMaxKeyStep : kKeyStep;
+
 // Copies the first and last filled elements of an array by key to the neighbours.
 template <class T>
 HWY_INLINE void fill_up(const KvTile& tile, T* by_key) {
-  std::fill(by_key + round_down(tile.begin, kMaxKeyStep), by_key + tile.begin, by_key[tile.begin]);
-  std::fill(by_key + tile.end, by_key + round_up(tile.end, kMaxKeyStep), by_key[tile.end - 1]);
+  std::fill(by_key + round_down(tile.begin, kFilledStep), by_key + tile.begin, by_key[tile.begin]);
+  std::fill(by_key + tile.end, by_key + round_up(tile.end, kFilledStep), by_key[tile.end - 1]);
 }
 
 inline constexpr int64_t kLine = 64;  // bytes of a cache line
