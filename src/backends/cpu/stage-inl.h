@@ -60,13 +60,40 @@ HWY_INLINE void fetch_line(const void* row, int64_t at, bool near) {
 
 // Rows are gathered two KV tiles ahead, and the first lines of each page of memory that they lie in asked for
 // then: address translation and the core's own prefetcher have begun when FetchAhead comes. One row @ 32768 on
-// Zen 4 takes 1.1 (heads 8/8) to 1.2 times (32/8) as long without; four lines are 3 % better than one or 16.
+// Zen 4 takes 1.1 (heads 8/8) to 1.2 times (32/8) as long without; four lines are 3 % better than one or 16. On
+// Zen 5 one line takes 1.02 to 1.17 times as long as eight, 12 take 0.98 of it for bfloat16.
 inline constexpr int64_t kMemoryPage = 4096;
-inline constexpr int64_t kTouchedBytes = 4 * kLine, kTouchedBytesNear = 8 * kLine;
-HWY_INLINE void touch(const char* at, const char* end, bool near) {
-  end = std::min(end, at + (near ? kTouchedBytesNear : kTouchedBytes));
-  for (; at < end; at += kLine) fetch_line(at, 0, near);
-}
+inline constexpr int64_t kTouchedBytes = 4 * kLine, kTouchedBytesNear = 12 * kLine;
+
+// The pages of memory of a tile, asked for together. Nothing retires behind a prefetch whose address is being
+// translated, and back to back the translations run side by side: a row @ 32768 takes 0.95 of the time that it
+// takes with them page by page (float32, bfloat16), 0.89 where pages have 2 KiB (int8).
+class Touches {
+ public:
+  explicit Touches(bool near) : near_(near), bytes_(near ? kTouchedBytesNear : kTouchedBytes) {}
+
+  HWY_INLINE void add(const char* at, const char* end) {
+    if (count_ == kRoom) ask();
+    at_[count_] = at;
+    end_[count_++] = std::min(end, at + bytes_);
+  }
+
+  HWY_INLINE void ask() {
+    for (int i = 0; i < count_; ++i) fetch_line(at_[i], 0, near_);
+    for (int i = 0; i < count_; ++i) {
+      for (const char* at = at_[i] + kLine; at < end_[i]; at += kLine) fetch_line(at, 0, near_);
+    }
+    count_ = 0;
+  }
+
+ private:
+  static constexpr int kRoom = 32;
+  const char* at_[kRoom];
+  const char* end_[kRoom];
+  bool near_;
+  int64_t bytes_;
+  int count_ = 0;
+};
 
 // The rows of keys, or of values, of a KV head.
 class RowsOfHead {
@@ -80,21 +107,21 @@ class RowsOfHead {
   }
 
   // `count` rows of a physical page, from that slot on.
-  HWY_INLINE void gather(int64_t page, int64_t slot, int64_t count, bool near,
-                         const void** rows) const {
+  HWY_INLINE void gather(int64_t page, int64_t slot, int64_t count, bool near, const void** rows,
+                         Touches& touches) const {
     const char* at = head_ + page * page_bytes_ + slot * slot_bytes_;
     const char* const last = at + (count - 1) * slot_bytes_;
     const bool dense = slot_bytes_ == row_bytes_;
     const char* at_page = at;
     for (; at_page <= last; at_page += std::max(slot_bytes_, kMemoryPage)) {
-      touch(at_page, (dense ? last : at_page) + row_bytes_, near);
+      touches.add(at_page, (dense ? last : at_page) + row_bytes_);
     }
     // The last page of memory, where those are not aligned with the rows.
     const auto memory_page = [](const char* byte) {
       return reinterpret_cast<uintptr_t>(byte) / kMemoryPage;
     };
     at_page -= std::max(slot_bytes_, kMemoryPage);
-    if (!near || memory_page(last) != memory_page(at_page)) touch(last, last + row_bytes_, near);
+    if (!near || memory_page(last) != memory_page(at_page)) touches.add(last, last + row_bytes_);
     for (int64_t i = 0; i < count; ++i) rows[i] = at + i * slot_bytes_;
   }
 
@@ -126,17 +153,19 @@ inline void gather_tile(const Problem& p, const Block& block, KeyRange segment, 
   tile.end = keys.end - tile_start;
   const RowsOfHead key_rows(p.key_cache, block.kv_head), value_rows(p.value_cache, block.kv_head);
   const bool quantised = is_quantised(p.key_cache.dtype);
+  Touches touches(near);
   const int64_t first = keys.begin - block.seq.kv_start;
   int64_t logical_page = first / p.page_size, slot = first % p.page_size;
   for (int64_t k = tile.begin, count; k < tile.end; k += count, ++logical_page, slot = 0) {
     count = std::min(tile.end - k, p.page_size - slot);
     const int64_t page = p.physical_page(block.sequence, logical_page);
-    key_rows.gather(page, slot, count, near, tile.keys + k);
-    value_rows.gather(page, slot, count, near, tile.values + k);
+    key_rows.gather(page, slot, count, near, tile.keys + k, touches);
+    value_rows.gather(page, slot, count, near, tile.values + k, touches);
     if (!quantised) continue;
     gather_scale(p.key_scale, block.kv_head, page, slot, count, tile.key_scale + k);
     gather_scale(p.value_scale, block.kv_head, page, slot, count, tile.value_scale + k);
   }
+  touches.ask();
   fill_up(tile, tile.keys);
   fill_up(tile, tile.values);
   if (!quantised) return;
