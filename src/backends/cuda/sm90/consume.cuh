@@ -144,6 +144,7 @@ struct Consumer {
     has_boxes = uniform(comes_as_boxes(box_rows, task));
     all_visible = tiles_within<C>(task.all_visible);
     all_attended = tiles_within<C>(task.all_attended);
+    // Tiles of which that holds, but for bad entries. At head dim 256 a body of its own spills more than it saves.
     const Tiles plain = C::kTotalsAreShared && a.weight_factor != 1
                             ? Tiles{max(all_attended.begin, all_visible.begin - 1),
                                     min(all_attended.end, all_visible.end - 1)}
@@ -171,7 +172,8 @@ struct Consumer {
       keep_segment(ended, is_in_first_segment(tile, tiles), output);
       clear_outputs(output);
     };
-    // A tile's values and the next one's scores; kPlain: no row has a mask there.
+    // A tile's values and the next one's scores. kPlain: every row takes all keys of both, no entry is bad, and scores
+    // ask for nothing but the factor.
     const auto step = [&]<bool kPlain>(int tile, std::bool_constant<kPlain>) {
       bool has_ended = begins_segment(tile) && tile > tiles.begin;
       KeyNotes notes;
@@ -204,7 +206,8 @@ struct Consumer {
         wait_for_values(output);
         rescale_outputs<C>(rescale, output);
       }
-      // The product with the values is over by now, and the registers of its weights are free for those that follow.
+      // Now and not behind the exponentials: the stage is free earlier, and so are the registers of its weights, in
+      // which the next ones are packed beside them.
       wait_for_values(output);
       end_values();
       softmax<C>(a, !keeps, states, scores, weights);

@@ -20,8 +20,8 @@ struct Totals {
                thread) {}
 };
 
-// Takes the state of a segment into the totals; before the first one they hold nothing. Its accumulators lie in
-// `output`: calls take(column, so_far merged with them) for each column of 8.
+// Takes a segment, of which accumulators lie in `output`, together with those before it: their states into
+// totals.rows, and take(col, numbers) gets the accumulators, a column of 8 at a time.
 template <class C, typename Take>
 __device__ __forceinline__ void merge_segment(const RowState (&part)[2], Totals<C>& totals,
                                               const Outputs<C>& output, const Take& take) {
