@@ -166,7 +166,8 @@ void Block::wake(std::vector<int>& waiters) {
   waiters.clear();
 }
 
-const uint64_t* Block::collect(Collective collective, uint64_t value) {
+const uint64_t* Block::collect(Collective collective, uint64_t value,
+                               void (*complete)(const uint64_t* values)) {
   Warp& warp = warps_[running_ / kWarpThreads];
   const uint32_t lane = 1u << running_ % kWarpThreads;
   if (warp.arrived == 0) warp.collective = collective;
@@ -175,6 +176,7 @@ const uint64_t* Block::collect(Collective collective, uint64_t value) {
   warp.arrived |= lane;
   const uint32_t generation = warp.generation;
   if (warp.arrived == ~0u) {
+    if (complete != nullptr) complete(warp.in);
     std::memcpy(warp.out[generation & 1], warp.in, sizeof(warp.in));
     warp.ready |= warp.waiting;  // and the one that runs is
     warp.arrived = warp.waiting = 0;

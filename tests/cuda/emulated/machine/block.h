@@ -19,7 +19,7 @@ namespace emulated {
 inline constexpr int kWarpThreads = 32;
 
 // What all lanes of a warp do together.
-enum class Collective { kSync, kShuffle, kVote, kElect };
+enum class Collective { kSync, kShuffle, kVote, kElect, kMultiply, kLoadMatrices };
 
 // What a thread waits for; to be told where no thread can go on.
 struct Wait {
@@ -71,7 +71,9 @@ class Block {
   void wake(std::vector<int>& waiters);
   // Others may go on before the running thread does: where their order is to be shaken.
   void yield();
-  const uint64_t* collect(Collective collective, uint64_t value);
+  // What all lanes of a warp have come with. The last one does `complete` with it, while the others wait.
+  const uint64_t* collect(Collective collective, uint64_t value,
+                          void (*complete)(const uint64_t* values) = nullptr);
   [[noreturn]] void fail(const std::string& why);
 
   Moment moment_of(Moment wished);  // kEarly or kLate

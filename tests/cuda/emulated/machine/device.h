@@ -42,8 +42,13 @@ void wait_for_copies(int pending);
 void arrive_behind_copies(uint32_t barrier);
 void copy_box(uint32_t to, const void* map, uint32_t barrier, int x, int y, int z, int w);
 
-// wgmma, with accumulators of 64 rows and `columns`, 16 along the sum.
 enum class Element { kBFloat16, kFloat16 };
+
+// mma.m16n8k16 and ldmatrix.x4, of a whole warp: src/backends/cuda/ptx/mma.h says which lane has what.
+void multiply_fragments(Element element, float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+void load_matrices(uint32_t* r, uint32_t address, bool is_transposed);
+
+// wgmma, with accumulators of 64 rows and `columns`, 16 along the sum.
 void fence_products();
 void commit_products();
 void wait_for_products(int pending);

@@ -13,6 +13,9 @@
 namespace pagefill::cuda::sm90 {
 alignas(1024) thread_local char memory[emulated::kMostSharedBytes + 1024];
 }
+namespace pagefill::cuda {  // the portable kernel's: the same bytes
+extern thread_local char memory[] __attribute__((alias("_ZN8pagefill4cuda4sm906memoryE")));
+}
 
 namespace emulated {
 namespace {

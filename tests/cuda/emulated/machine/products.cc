@@ -9,10 +9,6 @@
 #include "pagefill/float_types.h"
 
 namespace emulated {
-namespace {
-
-// What a thread finds in an accumulator that is under way.
-constexpr uint32_t kUnderWay = 0x7fc0dead;
 
 float number(Element element, uint16_t bits) {
   if (element == Element::kBFloat16) return static_cast<float>(pagefill::bfloat16::from_bits(bits));
@@ -24,6 +20,11 @@ float number(Element element, uint16_t bits) {
   }();
   return table[bits];
 }
+
+namespace {
+
+// What a thread finds in an accumulator that is under way.
+constexpr uint32_t kUnderWay = 0x7fc0dead;
 
 // Matrix descriptor of wgmma, PTX ISA 9.7.15.5.1.
 struct Matrix {

@@ -13,6 +13,9 @@ namespace emulated {
 
 class Block;
 
+// Of 16 bits.
+float number(Element element, uint16_t bits);
+
 inline constexpr int kGroupThreads = 128;
 inline constexpr int kRows = 64, kDepth = 16;  // of a product
 inline constexpr int kWarpRows = kRows / 4;

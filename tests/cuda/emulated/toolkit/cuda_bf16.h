@@ -11,6 +11,13 @@ struct __nv_bfloat162 {
 
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return {pagefill::bfloat16(x).bits}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+inline float __bfloat162float(__nv_bfloat16 x) {
+  return static_cast<float>(pagefill::bfloat16::from_bits(x.bits));
+}
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__float2bfloat16_rn(__bfloat162float(a.x) - __bfloat162float(b.x)),
+          __float2bfloat16_rn(__bfloat162float(a.y) - __bfloat162float(b.y))};
+}
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
