@@ -19,7 +19,15 @@ namespace emulated {
 inline constexpr int kWarpThreads = 32;
 
 // What all lanes of a warp do together.
-enum class Collective { kSync, kShuffle, kVote, kElect, kMultiply, kLoadMatrices };
+enum class Collective {
+  kSync,
+  kShuffle,
+  kVote,
+  kElect,
+  kMultiplyBFloat16,
+  kMultiplyFloat16,
+  kLoadMatrices
+};
 
 // What a thread waits for; to be told where no thread can go on.
 struct Wait {

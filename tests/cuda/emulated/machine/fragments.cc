@@ -13,7 +13,6 @@ namespace {
 constexpr int kRowsOfA = 16, kColumns = 8;
 
 struct Operands {
-  Element element;
   float* d;
   const uint32_t* a;
   std::array<uint32_t, 2> b;
@@ -30,29 +29,35 @@ const T& of_lane(const uint64_t* all, int lane) {
   return *reinterpret_cast<const T*>(all[lane]);
 }
 
-uint16_t half_of(uint32_t pair, int i) { return static_cast<uint16_t>(pair >> 16 * i); }
-
-// d += a * b: products exact, and added one by one in float32.
+// d += a * b: products exact, and added one by one in float32. Lanes of the host are columns.
+template <Element kElement>
 void multiply(const uint64_t* all) {
-  const Element element = of_lane<Operands>(all, 0).element;
-  float a[kRowsOfA][kDepth], b[kColumns][kDepth];
+  float a[kRowsOfA][kDepth], b[kDepth][kColumns], d[kRowsOfA][kColumns];
+  const auto number_at = [](uint32_t pair, int i) {
+    return number(kElement, static_cast<uint16_t>(pair >> 16 * i));
+  };
   for (int lane = 0; lane < kWarpThreads; ++lane) {
     const Operands& operands = of_lane<Operands>(all, lane);
-    if (operands.element != element) present_block().fail("lanes of a warp multiply other types");
     const int row = lane / 4, first = lane % 4 * 2;
-    for (int i = 0; i < 8; ++i) {
-      const int k = first + i % 2 + i / 4 * 8;
-      a[row + i / 2 % 2 * 8][k] = number(element, half_of(operands.a[i / 2], i % 2));
-      if (i / 2 % 2 == 0) b[row][k] = number(element, half_of(operands.b[i / 4], i % 2));
+    for (int i = 0; i < 2; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        const int k = first + half * 8 + i;
+        a[row][k] = number_at(operands.a[half * 2], i);
+        a[row + 8][k] = number_at(operands.a[half * 2 + 1], i);
+        b[k][row] = number_at(operands.b[static_cast<size_t>(half)], i);
+      }
+      d[row][first + i] = operands.d[i];
+      d[row + 8][first + i] = operands.d[2 + i];
+    }
+  }
+  for (int row = 0; row < kRowsOfA; ++row) {
+    for (int k = 0; k < kDepth; ++k) {
+      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
     }
   }
   for (int lane = 0; lane < kWarpThreads; ++lane) {
-    float* const d = of_lane<Operands>(all, lane).d;
-    for (int i = 0; i < 4; ++i) {
-      const float* const row = a[lane / 4 + i / 2 * 8];
-      const float* const column = b[lane % 4 * 2 + i % 2];
-      for (int k = 0; k < kDepth; ++k) d[i] += row[k] * column[k];
-    }
+    const Operands& operands = of_lane<Operands>(all, lane);
+    for (int i = 0; i < 4; ++i) operands.d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
   }
 }
 
@@ -81,8 +86,12 @@ void load(const uint64_t* all) {
 }  // namespace
 
 void multiply_fragments(Element element, float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
-  const Operands operands{element, d, a, {b0, b1}};
-  present_block().collect(Collective::kMultiply, reinterpret_cast<uint64_t>(&operands), multiply);
+  const Operands operands{d, a, {b0, b1}};
+  const bool is_bfloat16 = element == Element::kBFloat16;
+  present_block().collect(
+      is_bfloat16 ? Collective::kMultiplyBFloat16 : Collective::kMultiplyFloat16,
+      reinterpret_cast<uint64_t>(&operands),
+      is_bfloat16 ? multiply<Element::kBFloat16> : multiply<Element::kFloat16>);
   ++counts().fragments;
 }
 

@@ -6,20 +6,15 @@
 #include <cstring>
 
 #include "machine/block.h"
-#include "pagefill/float_types.h"
 
 namespace emulated {
 
-float number(Element element, uint16_t bits) {
-  if (element == Element::kBFloat16) return static_cast<float>(pagefill::bfloat16::from_bits(bits));
-  static const std::vector<float> table = [] {
-    std::vector<float> all(65536);
-    for (uint32_t i = 0; i < 65536; ++i)
-      all[i] = static_cast<float>(pagefill::float16::from_bits(static_cast<uint16_t>(i)));
-    return all;
-  }();
-  return table[bits];
-}
+const std::vector<float> float16_numbers = [] {
+  std::vector<float> all(65536);
+  for (uint32_t i = 0; i < 65536; ++i)
+    all[i] = static_cast<float>(pagefill::float16::from_bits(static_cast<uint16_t>(i)));
+  return all;
+}();
 
 namespace {
 

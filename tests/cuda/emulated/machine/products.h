@@ -8,13 +8,18 @@
 #include <vector>
 
 #include "machine/device.h"
+#include "pagefill/float_types.h"
 
 namespace emulated {
 
 class Block;
 
-// Of 16 bits.
-float number(Element element, uint16_t bits);
+// Of 16 bits; of float16 by a table.
+extern const std::vector<float> float16_numbers;
+inline float number(Element element, uint16_t bits) {
+  return element == Element::kBFloat16 ? static_cast<float>(pagefill::bfloat16::from_bits(bits))
+                                       : float16_numbers[bits];
+}
 
 inline constexpr int kGroupThreads = 128;
 inline constexpr int kRows = 64, kDepth = 16;  // of a product
