@@ -102,6 +102,78 @@ TEST(Machine, MultipliesAsTheFormula) {
   }
 }
 
+// A warp's 16 x 16 numbers of a, which it loads in order, times 16 x 8 of b: once [column][k], and once [k][column],
+// transposed on the way.
+TEST(Machine, LoadsAndMultipliesFragmentsAsTheFormula) {
+  for (Element type : {Element::kBFloat16, Element::kFloat16}) {
+    for (bool is_transposed : {false, true}) {
+      int wrong = 0;
+      const auto put = [&](uint32_t at, int row, int column, float x) {
+        const uint16_t bits =
+            type == Element::kBFloat16 ? bfloat16(x).bits : pagefill::float16(x).bits;
+        std::memcpy(shared(at + static_cast<uint32_t>(row * 32 + column * 2)), &bits, 2);
+      };
+      const auto body = [&] {
+        for (int row = 0; row < 16; ++row) {
+          if (lane() >= 16) break;
+          const int k = lane();
+          put(kA, row, k, element(false, row, k));
+          is_transposed ? put(kB, k, row, element(true, row, k))
+                        : put(kB, row, k, element(true, row, k));
+        }
+        sync_warp();
+        // Matrices 0 and 1: rows 0 to 7 and 8 to 15 of the first 8 columns; 2 and 3: of the next 8.
+        const auto address = [](uint32_t at) {
+          return at + static_cast<uint32_t>(lane() % 16 * 32 + lane() / 16 * 16);
+        };
+        uint32_t a[4], b[4];
+        load_matrices(a, address(kA), false);
+        load_matrices(b, address(kB), is_transposed);
+        for (int first : {0, 8}) {
+          float d[4] = {1, 2, 3, 4};
+          const bool is_second = first != 0;
+          is_transposed ? multiply_fragments(type, d, a, b[is_second ? 2 : 0], b[is_second ? 3 : 1])
+                        : multiply_fragments(type, d, a, b[is_second], b[2 + is_second]);
+          for (int i = 0; i < 4; ++i) {
+            const int row = lane() / 4 + i / 2 * 8, column = first + lane() % 4 * 2 + i % 2;
+            float expected = static_cast<float>(i + 1);
+            for (int k = 0; k < 16; ++k)
+              expected += element(false, row, k) * element(true, column, k);
+            if (d[i] != expected) ++wrong;
+          }
+        }
+      };
+      EXPECT_EQ(run_threads(32, body), "");
+      EXPECT_EQ(wrong, 0) << (is_transposed ? "transposed" : "in order");
+    }
+  }
+}
+
+TEST(Machine, CopiesAreThereBehindTheWaitForTheirGroup) {
+  alignas(16) static const uint16_t ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+  int early = 0, late = 0;
+  const auto body = [&] {
+    copy_async(kA + static_cast<uint32_t>(lane()) * 16, ones, 16, 16);
+    commit_copies();
+    copy_async(kB + static_cast<uint32_t>(lane()) * 16, ones, 16, 8);
+    commit_copies();
+    uint32_t r[4];
+    load_matrices(r, kA + static_cast<uint32_t>(lane()) * 16, false);
+    if (r[0] == 0x00010001) ++early;
+    wait_for_copies(1);
+    sync_warp();
+    load_matrices(r, kA + static_cast<uint32_t>(lane()) * 16, false);
+    if (r[0] == 0x00010001) ++late;
+    wait_for_copies(0);
+    sync_warp();
+    load_matrices(r, kB + static_cast<uint32_t>(lane()) * 16, false);
+    if (r[0] == (lane() % 4 < 2 ? 0x00010001u : 0u)) ++late;
+  };
+  EXPECT_EQ(run_threads(32, body), "");
+  EXPECT_EQ(early, 0);
+  EXPECT_EQ(late, 64);
+}
+
 TEST(Machine, BringsBoxesWithZerosOutsideOfTheTensor) {
   constexpr int kColumns = 40, kSlots = 6, kPages = 3;
   alignas(16) static uint16_t tensor[kPages][kSlots][kColumns];
@@ -222,6 +294,19 @@ const Misuse kMisuses[] = {
      "without a wait for its copies"},
     {"a copy to an odd address", 32, [] { copy_async(kA + 4, kBytes, 16, 16); },
      "cp.async of 16 bytes to 0x404"},
+    {"matrices at an odd address", 32,
+     [] {
+       uint32_t r[4];
+       load_matrices(r, kA + static_cast<uint32_t>(lane()) * 16 + (lane() == 7 ? 8 : 0), false);
+     },
+     "ldmatrix of lane 7 at 0x478"},
+    {"lanes that multiply other types", 32,
+     [] {
+       float d[4] = {};
+       const uint32_t a[4] = {};
+       multiply_fragments(lane() == 5 ? Element::kFloat16 : Element::kBFloat16, d, a, 0, 0);
+     },
+     "lanes of a warp are at different collective operations"},
     {"ordinary writes that tensor cores read without a fence", 128,
      [] {
        store_operands();
