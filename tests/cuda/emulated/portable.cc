@@ -39,7 +39,8 @@ TEST(Float32, EveryOption) {
 
 TEST(Float32, BitsDoNotDependOnHowACallIsCutPlacedAndSplit) {
   for (DType cache : {DType::kFloat32, DType::kBFloat16, DType::kInt8}) {
-    const Problem p = random_problem(float32_geometry(cache, 64, {{40, 130}, {3, 2200}, {1, 1025}}));
+    const Problem p =
+        random_problem(float32_geometry(cache, 64, {{40, 130}, {3, 2200}, {1, 1025}}));
     emulated::present_schedule() = {};
     const Results expected = run(p, {}, kDevice);
     for (int64_t page_size : {1, 24, 1056}) {

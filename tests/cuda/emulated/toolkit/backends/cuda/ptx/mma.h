@@ -14,9 +14,9 @@ namespace pagefill::cuda::ptx {
 
 template <typename T>
 void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulated::multiply_fragments(std::is_same_v<T, __nv_bfloat16> ? emulated::Element::kBFloat16
-                                                                : emulated::Element::kFloat16,
-                               d, a, b0, b1);
+  emulated::multiply_fragments(
+      std::is_same_v<T, __nv_bfloat16> ? emulated::Element::kBFloat16 : emulated::Element::kFloat16,
+      d, a, b0, b1);
 }
 inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
   emulated::load_matrices(r, address, false);
