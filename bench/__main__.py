@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 
 def parse_arguments() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
-    names = [shape.name for shape in (*shapes.STANDARD, *shapes.CONTEXTS, *shapes.LONG_CONTEXTS)]
+    names = list(dict.fromkeys(shape.name for shape in shapes.ALL))
     parser = argparse.ArgumentParser(prog="script/bench", description="pagefill beside its peers.")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     parser.add_argument(

@@ -37,6 +37,15 @@ def combinations(quick: bool) -> Iterator[tuple[str, Shape, Dtypes, tuple[Peer, 
             yield "context", shape, dtypes, PEERS
         for shape in () if quick else shapes.LONG_CONTEXTS:
             yield "context", shape, dtypes, (PAGEFILL,)
+    for dtypes in shapes.DECODE_DTYPES:
+        for shape in shapes.QUICK_DECODE if quick else shapes.DECODE:
+            yield "decode", shape, dtypes, PEERS
+    for dtypes in shapes.ROWS_DTYPES:
+        for shape in shapes.QUICK_ROWS if quick else shapes.ROWS:
+            yield "rows", shape, dtypes, (PAGEFILL,)
+    for dtypes in shapes.HEAD_DIMS_DTYPES:
+        for shape in shapes.QUICK_HEAD_DIMS if quick else shapes.HEAD_DIMS:
+            yield "head dims", shape, dtypes, (PAGEFILL,)
 
 
 def short_reason(error: BaseException) -> str:

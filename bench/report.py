@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import figures, shapes
 from .markdown import image, in_cell, table
-from .peers import PEERS
+from .peers import PAGEFILL, PEERS
 from .results import Result, Run, load
 
 TARGET_PREFILL, TARGET_DECODE = 1.1, 1.8  # times the best peer
@@ -101,7 +101,38 @@ def run_section(run: Run, folder: Path) -> str:
         title = f"Time against context, {dtypes.name}, {threads_text(run.threads)}"
         path = folder / "figures" / f"context-{dtypes.name}-{run.threads}.svg"
         parts.append(image(title, figures.times(run, dtypes.name, title, path)))
+    for dtypes in shapes.DECODE_DTYPES:
+        decode = run.part("decode", dtypes.name)
+        if decode:
+            parts.append(f"### Decode by heads and batch, {dtypes.name}\n")
+            parts.append(rates(decode, "time, cache read, share of the bandwidth"))
+    parts += [rows_text(run), head_dims_text(run)]
     return "\n".join(part for part in parts if part)
+
+
+def rows_text(run: Run) -> str:
+    """What the rows of a short chunk cost beside one row."""
+    lines, shapes_of_rows = [], []
+    for dtypes in shapes.ROWS_DTYPES:
+        results = [r for r in run.part("rows", dtypes.name) if PAGEFILL.name in r.measured()]
+        if not results or results[0].shape.chunk != 1:
+            continue
+        shapes_of_rows = [r.shape for r in results]
+        times = [r.peers[PAGEFILL.name].median for r in results]
+        lines.append([dtypes.name, *(f"{t * 1e3:.2f} ms, {t / times[0]:.2f}" for t in times)])
+    if not lines:
+        return ""
+    heading = ["time, over one row's", *(shape.text for shape in shapes_of_rows)]
+    return "### Few rows\n\n" + table(heading, lines)
+
+
+def head_dims_text(run: Run) -> str:
+    results = [r for dtypes in shapes.HEAD_DIMS_DTYPES for r in run.part("head dims", dtypes.name)]
+    if not results:
+        return ""
+    rows = [[r.shape.text, r.dtypes.name, cell(r, PAGEFILL.name)] for r in results]
+    heading = ["shape", "dtypes", "GFLOP/s, share of the float32 peak"]
+    return "### Other head dims\n\n" + table(heading, rows)
 
 
 def noise_text(run: Run) -> str:

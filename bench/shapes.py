@@ -97,6 +97,23 @@ CONTEXTS = tuple(Shape(512, context) for context in (8192, 16384, 32768))
 LONG_CONTEXTS = tuple(Shape(512, context) for context in (65536, 131072))
 CONTEXT_DTYPES = (FLOAT32, BFLOAT16)
 
+# Decode by the query heads that share a KV head (1, 4, 5, 8), and of many sequences.
+DECODE = (
+    *(Shape(1, 32768, num_q_heads=8 * group) for group in (1, 4, 5, 8)),
+    Shape(1, 1024, num_seqs=64),
+)
+DECODE_DTYPES = (FLOAT32, BFLOAT16, INT8_CACHE)
+
+# Speculative chunks: how much longer than one row they take. pagefill alone, as the rest.
+ROWS = tuple(Shape(rows, 32768, num_q_heads=8) for rows in (1, 2, 4, 8, 12, 16))
+ROWS_DTYPES = (FLOAT32, BFLOAT16)
+
+HEAD_DIMS = (
+    *(Shape(512, 4096, head_dim=head_dim) for head_dim in (80, 96, 112)),
+    Shape(512, 2048, num_q_heads=16, num_kv_heads=4, head_dim=512),
+)
+HEAD_DIMS_DTYPES = (FLOAT32, BFLOAT16)
+
 QUICK = (
     Shape(128, 1024),
     Shape(256, 256, head_dim=64),
@@ -104,3 +121,8 @@ QUICK = (
     Shape(1, 512, num_seqs=8),
 )
 QUICK_CONTEXTS = (Shape(128, 2048), Shape(128, 4096))
+QUICK_DECODE = (Shape(1, 2048, num_q_heads=8),)
+QUICK_ROWS = tuple(Shape(rows, 4096, num_q_heads=8) for rows in (1, 4))
+QUICK_HEAD_DIMS = (Shape(128, 1024, head_dim=80),)
+
+ALL = dict.fromkeys((*STANDARD, *CONTEXTS, *LONG_CONTEXTS, *DECODE, *ROWS, *HEAD_DIMS))
