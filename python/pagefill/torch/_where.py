@@ -11,10 +11,11 @@ from pagefill._c import options, structs
 from pagefill._c.environment import variable
 from pagefill.torch._views import view
 
-# At the end of a schema and with defaults, so that an exported program still loads when something
-# is added.
-CHOICE = "int? num_threads=None, str? backend=None, str? cpu_target=None"
-MAXIMA = "SymInt? max_chunk_size=None, SymInt? max_context_len=None"  # of attention, and its status
+# An operator's last parameters, and of attention what plans a call.
+CHOICE = {"num_threads": "int?", "backend": "str?", "cpu_target": "str?"}
+MAXIMA = {"max_chunk_size": "SymInt?", "max_context_len": "SymInt?"}
+
+_NAMES = (*CHOICE, *MAXIMA, "status")
 
 CPU = -1
 """As Tensor.get_device says."""
@@ -58,6 +59,11 @@ def context(
         if backend is None and cpu_target is None:
             return structs.context(num_threads)
     return options.context(num_threads, backend, cpu_target)
+
+
+def where_of(a: Any) -> tuple[Any, ...]:
+    """What `context` takes behind the workspace, of an operator's arguments."""
+    return tuple([getattr(a, name, None) for name in _NAMES])
 
 
 def refuse_threads(num_threads: int) -> NoReturn:

@@ -14,31 +14,28 @@ from pagefill._c.library import lib
 from pagefill._c.structs import layout_of
 from pagefill.torch._where import context
 
-NUM_OPTIONS = 8
-"""Of attention, numbers and tensors; what a call is given behind them says where it runs."""
-
 Tensors = tuple[bytes, ...]
 AsRagged = Callable[[Tensors, Tensor], Tensors]
 
 _size_of = lib.pagefill_attention_workspace_size
 _sizes: dict[tuple[Any, ...], int] = {}
-"""In elements of query."""
 _MOST_SIZES = 4096
 
 
-def allocate(
+def num_elements(
     query: Tensor,
     tensors: Tensors,
     as_ragged: AsRagged,
     page_table: Tensor,
     options: bytes | None,
-    rest: tuple[Any, ...],
+    described: tuple[Any, ...],
+    where: tuple[Any, ...],
     out: bytes,
     out_lse: bytes | None,
-) -> Tensor | None:
-    """Memory for a call of these tensors, of which `as_ragged` makes those of the ragged call; None
-    where the call needs none, or will say itself what is wrong. `rest` are the operator's arguments
-    behind its metadata.
+) -> int:
+    """How much memory, in elements of query, a call of these tensors needs, of which `as_ragged` makes
+    those of the ragged call; 0 where it needs none, or will say itself what is wrong. `described` are
+    the options, and `where`, as what can be compared.
 
     The size depends on layouts, options, the device and the kernels that are chosen by hand, never
     on what the tensors hold, so that it is asked for once. Nor does it on the strides of `out`:
@@ -47,22 +44,17 @@ def allocate(
     key = (
         variable(CUDA_TARGET),
         out_lse is None,
+        described,
         *map(layout_of, tensors),
-        *(map(_described, rest) if rest else ()),
     )
     size = _sizes.get(key)
     if size is None:
         asked = c_size_t()
-        where = context(query.get_device(), None, *rest[NUM_OPTIONS:])
-        if _size_of(*as_ragged(tensors, page_table), options, out, out_lse, where, byref(asked)):
-            return None
+        place = context(query.get_device(), None, *where)
+        if _size_of(*as_ragged(tensors, page_table), options, out, out_lse, place, byref(asked)):
+            return 0
         if len(_sizes) >= _MOST_SIZES:
             _sizes.clear()
         # In query's elements: an allocation of another dtype takes 0.2 us longer.
         size = _sizes[key] = -(-asked.value // query.element_size())
-    return query.new_empty(size) if size else None
-
-
-def _described(value: Any) -> Any:
-    """What the size may depend on."""
-    return value.shape if isinstance(value, Tensor) else value
+    return size
