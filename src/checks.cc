@@ -110,6 +110,13 @@ std::string device_string(Device device) {
 }
 
 Status check_same_device(std::initializer_list<NamedTensor> tensors) {
+  const auto given = [](const NamedTensor& tensor) { return tensor.view.given(); };
+  const NamedTensor* first = std::find_if(tensors.begin(), tensors.end(), given);
+  if (std::all_of(first, tensors.end(), [&](const NamedTensor& tensor) {
+        return !given(tensor) || tensor.view.device == first->view.device;
+      })) {
+    return {};
+  }
   // Of two places the one where more tensors are is meant, so that the one that strays is named.
   const NamedTensor* meant = nullptr;
   std::ptrdiff_t most = 0;

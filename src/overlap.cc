@@ -55,19 +55,24 @@ bool meet(const Footprint& a, const Footprint& b, size_t depth, int64_t distance
   return false;
 }
 
-bool is_empty(const TensorView& view) {
+// From the first byte to the end of the last; 0 where there are no elements.
+int64_t extent_bytes(const TensorView& view) {
+  int64_t last = 0;
   for (int i = 0; i < view.rank; ++i) {
-    if (view.shape[i] == 0) return true;
+    if (view.shape[i] == 0) return 0;
+    last += (view.shape[i] - 1) * view.strides[i];
   }
-  return false;
+  return (last + 1) * dtype_size(view.dtype);
 }
 
 }  // namespace
 
 bool share_memory(const TensorView& a, const TensorView& b) {
-  if (is_empty(a) || is_empty(b)) return false;
+  const int64_t a_bytes = extent_bytes(a), b_bytes = extent_bytes(b);
+  if (a_bytes == 0 || b_bytes == 0) return false;
   const auto distance =
       static_cast<int64_t>(reinterpret_cast<intptr_t>(b.data) - reinterpret_cast<intptr_t>(a.data));
+  if (distance >= a_bytes || -distance >= b_bytes) return false;
   return meet(Footprint(a), Footprint(b), 0, distance);
 }
 

@@ -336,7 +336,8 @@ void attend_few_rows(const Problem& p, const Block& block, KeyRange segment, Key
   for_each_kv_tile(
       p, block, segment, reach, kTileKv, [&](const KvTile& kv, const KvTile& next) HWY_ATTR {
         const int64_t begin = round_down(kv.begin, lanes), end = round_up(kv.end, lanes);
-        ahead.plan(next, fetches_of_few_rows<T, Dot>(p, num_rows, end - begin));
+        const bool has_next = next.begin < next.end;
+        ahead.plan(next, has_next ? fetches_of_few_rows<T, Dot>(p, num_rows, end - begin) : 1);
         if (kv.end - kv.begin <= kLoneKeys && kv.begin + kLoneKeys <= kTileKv) {
           score_lone_keys<T, Dot>(p, num_rows, kv, factor, scratch);
         } else {

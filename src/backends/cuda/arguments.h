@@ -18,19 +18,27 @@ struct Integers {
 #endif
 };
 
-// Quotients by a number that many threads divide by, as a product: right for 0 <= x < 2^31.
+// Quotients by a number that many threads divide by, as a product.
 struct Divisor {
   uint32_t multiplier = 0;
   int shift = 0;
+  int32_t by = 0;
 
   Divisor() = default;
-  explicit Divisor(int32_t by) : shift(31) {
+  explicit Divisor(int32_t number) : shift(31), by(number) {
     while (int64_t{1} << (shift - 31) < by) ++shift;  // the product is off by less than 1 / by
     multiplier = static_cast<uint32_t>((uint64_t{1} << shift) / static_cast<uint32_t>(by) + 1);
   }
 #ifdef __CUDACC__
+  // Of 0 <= x < 2^31.
   __device__ int32_t quotient(int32_t x) const {
     return static_cast<int32_t>(uint64_t{static_cast<uint32_t>(x)} * multiplier >> shift);
+  }
+  // Of any x >= 0, which is to be what is left.
+  __device__ int64_t take_quotient(int64_t& x) const {
+    const int64_t q = x >> 31 == 0 ? quotient(static_cast<int32_t>(x)) : x / by;
+    x -= q * by;
+    return q;
   }
 #endif
 };
@@ -66,7 +74,8 @@ struct SequencePlan {
   int32_t first_segment, num_segments;
   int32_t is_bad;  // its rows are NaN
 
-  __host__ __device__ SequenceGeometry geometry() const {
+  template <typename Int = int64_t>
+  __host__ __device__ BasicSequenceGeometry<Int> geometry() const {
     return {query_start, num_rows, context_len, kv_start};
   }
 };
@@ -113,7 +122,7 @@ struct Arguments {
   int64_t max_chunk_size = 0, max_context_len = 0;
   int64_t total_num_pages = 0;
   int32_t max_pages = 0, page_size = 0;
-  Divisor page_size_divisor;
+  Divisor page_size_divisor, group_divisor, kv_head_divisor, value_part_divisor;
   int num_q_heads = 0, num_kv_heads = 0, group = 0;
   int num_value_parts = 1;  // of the value columns, each with tasks of its own
   int tile_rows = 0;        // rows of a row tile
@@ -133,6 +142,7 @@ struct Arguments {
   // smallest number and 2^15 as a large one, so that a weight loses bits below 2^-29 and not below 2^-14.
   int weight_shift = 0;
   MaskRule mask;
+  MaskRule32 row_mask;  // the same for positions, which int32 holds
 };
 
 // New keys or new values, and their cache.

@@ -117,6 +117,9 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.num_kv_heads = static_cast<int>(p.num_kv_heads);
   a.group = static_cast<int>(p.group);
   a.num_value_parts = plan.num_value_parts;
+  a.group_divisor = cuda::Divisor(a.group);
+  a.kv_head_divisor = cuda::Divisor(a.num_kv_heads);
+  a.value_part_divisor = cuda::Divisor(a.num_value_parts);
   a.tile_rows = plan.tile_rows;
   a.num_blocks = plan.num_blocks;
   a.part_segments = plan.kernel->part_segments;
@@ -141,6 +144,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
       is_same && !p.attn_logits_soft_cap && !p.mask.masked_keys_count && a.score_factor > 0;
   if (is_plain) std::swap(a.score_factor, a.weight_factor);
   a.mask = p.mask;
+  a.row_mask = {clamp_to_int32(p.mask.sliding_window), p.mask.masked_keys_count};
   return a;
 }
 

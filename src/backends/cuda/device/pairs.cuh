@@ -22,6 +22,21 @@ __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// NaN has one encoding, and 0x7fff of what pack makes of it is another one.
+template <typename T, int kPairs>
+__device__ __forceinline__ void make_nan_one(uint32_t (&pairs)[kPairs]) {
+  constexpr uint32_t kOne = std::is_same_v<T, __nv_bfloat16> ? 0x7fc0 : 0x7e00;
+  uint32_t carries = 0;
+#pragma unroll
+  for (uint32_t pair : pairs) carries |= (pair & 0x7fff7fff) + 0x00010001;
+  if ((carries & 0x80008000) == 0) return;
+#pragma unroll
+  for (uint32_t& pair : pairs) {
+    if ((pair & 0xffff) == 0x7fff) pair = (pair & 0xffff0000) | kOne;
+    if (pair >> 16 == 0x7fff) pair = (pair & 0xffff) | kOne << 16;
+  }
+}
+
 template <typename T>
 __device__ __forceinline__ float value_of(uint32_t bits);
 template <>

@@ -68,7 +68,7 @@ __device__ __forceinline__ Ending end_row(const Arguments& a, RowState row, int 
 
 // NaN has one encoding. Adding +0 makes both zeros one. Beside a sink the factor may be 0, and 0 * v a NaN.
 __device__ __forceinline__ float end_value(float value, Ending end) {
-  return end.lse == -kInfinity ? 0.0f : __fadd_rn(__fmul_rn(value, end.factor), 0.0f);
+  return end.lse == -kInfinity ? 0.0f : __fmaf_rn(value, end.factor, 0.0f);
 }
 
 __device__ __forceinline__ void store_lse(const Arguments& a, int64_t token, int q_head,

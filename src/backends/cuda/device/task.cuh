@@ -17,7 +17,7 @@ struct KeyInterval {
   }
 };
 
-__device__ __forceinline__ KeyInterval interval(KeyRange range) {
+__device__ __forceinline__ KeyInterval interval(KeyRange32 range) {
   return {static_cast<uint32_t>(range.begin), static_cast<uint32_t>(range.end)};
 }
 
@@ -25,8 +25,9 @@ __device__ __forceinline__ KeyInterval interval(KeyRange range) {
 struct Task {
   const SequencePlan* plan;
   int64_t sequence;
-  int64_t first_row;    // of the sequence's packed rows: token * group + head of the group
-  int64_t first_token;  // the first row's, of the sequence's
+  int64_t first_row;  // of the sequence's packed rows: token * group + head of the group
+  SequenceGeometry32 geometry;
+  int32_t first_token;  // the first row's, of the sequence's
   int first_head;       // and its head of the group
   int32_t num_rows;
   int32_t kv_start;
@@ -34,6 +35,7 @@ struct Task {
   int value_part;
   int segment;  // the first one, absolute; or -1: all
   int num_segments;
+  bool all_are_bad;  // of the task without a plan: query_starts makes no sense
   // Keys that some row takes, and those that all rows take, and see.
   KeyInterval any, all_attended, all_visible;
 };
@@ -46,20 +48,22 @@ struct RowKeys {
 
 // Which keys the rows of a task take.
 __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
-  const SequenceGeometry seq = task.plan->geometry();
-  const int64_t first = task.first_token;
-  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-  const int64_t first_position = seq.position(first), last_position = seq.position(last);
-  KeyRange any = a.mask.attended(seq, first, last + 1);
+  const auto& seq = task.geometry;
+  const int32_t first = task.first_token;
+  const int32_t last = first + a.group_divisor.quotient(task.first_head + task.num_rows - 1);
+  KeyRange32 any = a.row_mask.attended(seq, first, last + 1);
   if (task.segment >= 0) {
     const int64_t begin = int64_t{task.segment} * kSegmentKv;
-    any = intersect(any, {begin, begin + int64_t{task.num_segments} * kSegmentKv});
+    any.begin = static_cast<int32_t>(max(int64_t{any.begin}, begin));
+    any.end = static_cast<int32_t>(
+        min(int64_t{any.end}, begin + int64_t{task.num_segments} * kSegmentKv));
   }
-  task.any = interval(any.empty() ? KeyRange{} : any);
+  task.any = interval(any.empty() ? KeyRange32{} : any);
+  const int32_t positions[2] = {seq.position(first), seq.position(last)};
   task.all_attended = interval(
-      intersect(a.mask.attended(seq, first_position), a.mask.attended(seq, last_position)));
-  task.all_visible =
-      interval(intersect(a.mask.visible(seq, first_position), a.mask.visible(seq, last_position)));
+      intersect(a.row_mask.attended(seq, positions[0]), a.row_mask.attended(seq, positions[1])));
+  task.all_visible = interval(
+      intersect(a.row_mask.visible(seq, positions[0]), a.row_mask.visible(seq, positions[1])));
 }
 
 __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
@@ -69,24 +73,27 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
   const SequencePlan& p = a.workspace.sequences[task.sequence];
   task.plan = &p;
   int64_t rest = index - p.first_task;
-  task.value_part = static_cast<int>(rest % a.num_value_parts);
-  rest /= a.num_value_parts;
-  task.kv_head = static_cast<int>(rest % a.num_kv_heads);
-  rest /= a.num_kv_heads;
+  int64_t quotient = a.value_part_divisor.take_quotient(rest);
+  task.value_part = static_cast<int>(rest);
+  rest = quotient;
+  quotient = a.kv_head_divisor.take_quotient(rest);
+  task.kv_head = static_cast<int>(rest);
   // The last rows see most keys: they come first, and what is split comes last, to fill up all blocks.
   const int num_whole = p.num_tiles - p.num_split;
-  int64_t tile = p.num_tiles - 1 - rest;
+  int64_t tile = p.num_tiles - 1 - quotient;
   task.segment = -1;
-  if (rest >= num_whole) {
-    rest -= num_whole;
+  if (quotient >= num_whole) {
+    rest = quotient - num_whole;
     const int before = static_cast<int>(rest % p.num_parts) * p.part_segments;
     task.segment = p.first_segment + before;
     task.num_segments = min(p.part_segments, p.num_segments - before);
     tile = p.num_split - 1 - rest / p.num_parts;
   }
+  task.geometry = p.geometry<int32_t>();
   task.first_row = tile * a.tile_rows;
-  task.first_token = task.first_row / a.group;
-  task.first_head = static_cast<int>(task.first_row % a.group);
+  rest = task.first_row;
+  task.first_token = static_cast<int32_t>(a.group_divisor.take_quotient(rest));
+  task.first_head = static_cast<int>(rest);
   task.num_rows =
       static_cast<int>(min(int64_t{a.tile_rows}, int64_t{p.num_rows} * a.group - task.first_row));
   task.kv_start = p.kv_start;
@@ -96,29 +103,28 @@ __device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
 
 // Row `row` of a task's.
 struct TaskRow {
-  int64_t token;  // of the sequence
+  int32_t token;  // of the sequence
   int q_head;
 };
 
 __device__ __forceinline__ TaskRow row_of(const Arguments& a, const Task& task, int row) {
-  const auto group = static_cast<uint32_t>(a.group);
-  const uint32_t packed = static_cast<uint32_t>(task.first_head) + static_cast<uint32_t>(row);
-  return {task.first_token + packed / group,
-          task.kv_head * a.group + static_cast<int>(packed % group)};
+  const int packed = task.first_head + row, token = a.group_divisor.quotient(packed);
+  return {task.first_token + token, task.kv_head * a.group + packed - token * a.group};
 }
 
 // Its keys. A row that is not there does as the last one.
 __device__ __forceinline__ RowKeys keys_of_row(const Arguments& a, const Task& task, int row) {
-  const SequenceGeometry seq = task.plan->geometry();
-  const int64_t position = seq.position(row_of(a, task, min(row, task.num_rows - 1)).token);
-  return {interval(a.mask.attended(seq, position)), interval(a.mask.visible(seq, position))};
+  const auto& seq = task.geometry;
+  const int32_t position = seq.position(row_of(a, task, min(row, task.num_rows - 1)).token);
+  return {interval(a.row_mask.attended(seq, position)),
+          interval(a.row_mask.visible(seq, position))};
 }
 
 // A task of a sequence that is bad: its rows, and all of the group's of the tokens that they begin and end in.
 __device__ inline void write_nan(const Arguments& a, const Task& task, int64_t thread,
                                  int64_t step) {
-  const int64_t last = (task.first_row + task.num_rows - 1) / a.group;
-  write_nan(a, task.plan->query_start + task.first_token, last - task.first_token + 1,
+  const int num_tokens = a.group_divisor.quotient(task.first_head + task.num_rows - 1) + 1;
+  write_nan(a, int64_t{task.geometry.query_start} + task.first_token, num_tokens,
             task.kv_head * a.group, a.group, thread, step);
 }
 
@@ -126,14 +132,14 @@ __device__ inline void write_nan(const Arguments& a, const Task& task, int64_t t
 __device__ __forceinline__ int64_t partial_state(const Arguments& a, const Task& task, int segment,
                                                  const TaskRow& row) {
   const SequencePlan& p = *task.plan;
-  const SequenceGeometry seq = p.geometry();
-  const KeyRange keys = a.mask.attended(seq, seq.position(row.token));
-  const int64_t segment_begin = int64_t{segment} * kSegmentKv;
-  if (keys.empty() || keys.begin >= segment_begin + kSegmentKv || keys.end <= segment_begin) {
+  const auto& seq = task.geometry;
+  const auto keys = a.row_mask.attended(seq, seq.position(row.token));
+  const int32_t segment_begin = segment * kSegmentKv;
+  if (keys.empty() || keys.begin - segment_begin >= kSegmentKv || keys.end <= segment_begin) {
     return -1;
   }
-  return p.first_state + (row.token * a.num_q_heads + row.q_head) * p.num_segments + segment -
-         p.first_segment;
+  return p.first_state + (int64_t{row.token} * a.num_q_heads + row.q_head) * p.num_segments +
+         segment - p.first_segment;
 }
 
 }  // namespace pagefill::cuda

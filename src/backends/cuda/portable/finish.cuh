@@ -136,7 +136,7 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
                                              const Place<C>& place, const Block<C>& block,
                                              const RowState (&totals)[C::kRowBlocks][2]) {
   for_each_row<C, kBlocks>(a, task, place, totals, [&](int m, int r, TaskRow row, RowState total) {
-    const int64_t token = task.plan->query_start + row.token;
+    const int64_t token = int64_t{task.geometry.query_start} + row.token;
     const Ending end = end_row(a, total, row.q_head);
     if (task.value_part == 0 && place.key_warp == 0 && place.lane % 4 == 0) {
       store_lse(a, token, row.q_head, end.lse);

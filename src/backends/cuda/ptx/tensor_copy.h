@@ -7,6 +7,11 @@
 
 namespace pagefill::cuda::ptx {
 
+// Before its first box.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // The box at these coordinates, innermost first; its bytes, zeros outside of the tensor included, count
 // for `barrier`.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, uint32_t barrier,

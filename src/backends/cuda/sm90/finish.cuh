@@ -20,38 +20,26 @@ struct Totals {
                thread) {}
 };
 
-// Takes a segment, of which accumulators lie in `output`, together with those before it; the result's lie in
-// `output`.
-template <class C>
-__device__ __forceinline__ void merge_segment(const RowState (&part)[2], bool is_first,
-                                              Totals<C>& totals, Outputs<C>& output) {
-  if (is_first) {
-    totals.rows[0] = part[0], totals.rows[1] = part[1];
-    return;
-  }
+// Takes a segment, of which accumulators lie in `output`, together with those before it: their states into
+// totals.rows, and take(col, numbers) gets the accumulators, a column of 8 at a time.
+template <class C, typename Take>
+__device__ __forceinline__ void merge_segment(const RowState (&part)[2], Totals<C>& totals,
+                                              const Outputs<C>& output, const Take& take) {
   float total_factor[2], part_factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) merge(totals.rows[r], part[r], total_factor[r], part_factor[r]);
 #pragma unroll
   for (int col = 0; col < C::kOutputCols; ++col) {
-    if (col % 8 == 0)
+    if (col % 4 == 0)
       __syncwarp();  // the compiler would read all at once, and has no registers for it
     const float4 of_col = totals.memory[col * C::kConsumerThreads];
     const float so_far[4] = {of_col.x, of_col.y, of_col.z, of_col.w};
+    float merged[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      output[col][e] =
-          merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
+      merged[e] = merge_value(so_far[e], output[col][e], total_factor[e / 2], part_factor[e / 2]);
     }
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void keep_totals(const Totals<C>& totals, const Outputs<C>& output) {
-#pragma unroll
-  for (int col = 0; col < C::kOutputCols; ++col) {
-    const float(&x)[4] = output[col];
-    totals.memory[col * C::kConsumerThreads] = {x[0], x[1], x[2], x[3]};
+    take(col, merged);
   }
 }
 
@@ -88,22 +76,69 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
   });
 }
 
+// 8 elements of an output row.
+template <typename T>
+__device__ __forceinline__ void store_chunk(const Rows& output, int64_t at, uint4 chunk) {
+  uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+  make_nan_one<T>(pairs);
+  uint16_t* const out = static_cast<uint16_t*>(output.data) + at;
+  if (output.vector_bytes == 16) {
+    *reinterpret_cast<uint4*>(out) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16);
+}
+
+// By way of the warp's own totals, which have been used: a lane stores 8 elements, a warp 64 bytes of each of 8 rows.
 template <class C>
 __device__ __forceinline__ void write_output(const Arguments& a, const Task& task, int first_row,
-                                             const RowState (&rows)[2], const Outputs<C>& output) {
+                                             const Totals<C>& totals, const Outputs<C>& output) {
+  using T = typename C::Element;
+  const int lane = threadIdx.x % 32;
+  const int64_t query_start = task.geometry.query_start;
+  Ending ends[2]{};
   for_each_row(a, task, first_row, [&](int r, TaskRow row) {
-    const int64_t token = task.plan->query_start + row.token;
-    const Ending end = end_row(a, rows[r], row.q_head);
-    if (threadIdx.x % 4 == 0) store_lse(a, token, row.q_head, end.lse);
-    const int64_t at = output_offset(a, token, row.q_head);
-#pragma unroll
-    for (int col = 0; col < C::kOutputCols; ++col) {
-      if (col * 8 >= a.values.dim) break;
-      store_pair<typename C::Element>(a.output, at + column_of(col),
-                                      end_value(output[col][2 * r], end),
-                                      end_value(output[col][2 * r + 1], end));
-    }
+    ends[r] = end_row(a, totals.rows[r], row.q_head);
+    if (lane % 4 == 0) store_lse(a, query_start + row.token, row.q_head, ends[r].lse);
   });
+  if constexpr (C::kTotalsAreShared) {
+    // Of a column of 8 and a warp, 16 rows of 16 bytes. Lane l has 4 bytes of row l / 4.
+    constexpr int kStep = C::kConsumerThreads * 16;
+    char* const memory = reinterpret_cast<char*>(totals.memory) - lane * 16;
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2 * C::kOutputCols; ++i) {
+      const int col = i / 2, r = i % 2;
+      *reinterpret_cast<uint32_t*>(memory + col * kStep + r * 128 + lane * 4) = pack<T>(
+          end_value(output[col][2 * r], ends[r]), end_value(output[col][2 * r + 1], ends[r]));
+    }
+    __syncwarp();
+    const int first = first_row - lane / 4 + lane % 8;
+#pragma unroll 1
+    for (int r = 0; r < 2; ++r) {
+      if (first + 8 * r >= task.num_rows) break;
+      const TaskRow row = row_of(a, task, first + 8 * r);
+      const int64_t at = output_offset(a, query_start + row.token, row.q_head);
+#pragma unroll 1
+      for (int col = lane / 8; col * 8 < a.values.dim; col += 4) {
+        store_chunk<T>(
+            a.output, at + col * 8,
+            *reinterpret_cast<const uint4*>(memory + col * kStep + r * 128 + lane % 8 * 16));
+      }
+    }
+    __syncwarp();
+  } else {
+    for_each_row(a, task, first_row, [&](int r, TaskRow row) {
+      const int64_t at = output_offset(a, query_start + row.token, row.q_head);
+#pragma unroll
+      for (int col = 0; col < C::kOutputCols; ++col) {
+        if (col * 8 >= a.values.dim) break;
+        store_pair<T>(a.output, at + column_of(col), end_value(output[col][2 * r], ends[r]),
+                      end_value(output[col][2 * r + 1], ends[r]));
+      }
+    });
+  }
 }
 
 }  // namespace pagefill::cuda::sm90

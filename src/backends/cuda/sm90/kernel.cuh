@@ -16,14 +16,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     forward(const __grid_constant__ Arguments a, const __grid_constant__ TensorMaps maps) {
   extern __shared__ __align__(1024) char memory[];
   SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(memory);
-  if (threadIdx.x == 0) init_barriers<C>(shared.barriers);
+  if (threadIdx.x == 0) {
+    init_barriers<C>(shared.barriers);
+    if (maps.box_rows > 0) ptx::prefetch_map(maps.keys), ptx::prefetch_map(maps.values);
+  }
   ptx::begin_kernel_behind();
   ptx::wait_for_kernel_before();
-  if (a.workspace.header->is_bad) {
-    write_nan(a, 0, a.total_tokens, 0, a.num_q_heads,
-              int64_t{blockIdx.x} * C::kThreads + threadIdx.x, int64_t{gridDim.x} * C::kThreads);
-    return;
-  }
   __syncthreads();
   if (uniform(threadIdx.x / kGroupThreads) == 0) {
     if constexpr (C::kSharesRegisters) ptx::give_registers<C::kProducerRegisters>();

@@ -16,8 +16,8 @@ __device__ __forceinline__ void copy_queries(const Arguments& a, const Task& tas
   int head = first.q_head - task.kv_head * a.group;
   const int step_tokens = kStep / a.group, step_heads = kStep % a.group;
   const auto* const data = static_cast<const char*>(a.query.data);
-  int64_t at =
-      (task.plan->query_start + first.token) * token_bytes + first.q_head * head_bytes + chunk * 16;
+  int64_t at = (int64_t{task.geometry.query_start} + first.token) * token_bytes +
+               first.q_head * head_bytes + chunk * 16;
 #pragma unroll 2
   for (int row = thread / kChunks; row < C::kTileRows; row += kStep) {
     const bool is_there = row < task.num_rows && chunk * 8 < a.keys.dim;

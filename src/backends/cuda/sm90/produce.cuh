@@ -7,11 +7,12 @@
 
 namespace pagefill::cuda::sm90 {
 
-// What the first producer warp does besides: a task ahead of what is loaded, so that nobody waits for it.
+// What the last producer warp does besides: a task ahead of what is loaded, so that nobody waits for it.
 template <class C>
 struct Fetcher {
   const Arguments& a;
   SharedMemory<C>& shared;
+  const ScheduleHeader& header;
   long long num_tasks;
   long long next;  // of the first lane; schedule has counted each block's first one as taken
   bool has_ended = false;
@@ -23,14 +24,16 @@ struct Fetcher {
     const long long index = __shfl_sync(~0u, next, 0);
     has_ended = index >= num_tasks;
     Task found{};  // without a plan: the end
-    if (!has_ended) {
+    if (has_ended) {
+      found.all_are_bad = header.is_bad != 0;
+    } else {
       // Asked for early: the answer is there at the next call.
-      if (threadIdx.x == 0) {
+      if (threadIdx.x % 32 == 0) {
         next = static_cast<long long>(atomicAdd(&a.workspace.header->next_task, 1ull));
       }
       found = find_task(a, index);
     }
-    if (threadIdx.x == 0) shared.tasks[slot.at] = found;
+    if (threadIdx.x % 32 == 0) shared.tasks[slot.at] = found;
     arrive_as_warp(shared.barriers.task_full[slot.at]);
     slot.advance();
   }
@@ -65,32 +68,28 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
                                         SharedMemory<C>& shared) {
   Barriers<C>& barriers = shared.barriers;
   const int warp = uniform(threadIdx.x / 32);
-  const bool fetches = warp == 0;
-  Fetcher<C> fetcher{a, shared, a.workspace.header->num_tasks, blockIdx.x};
-  // Not the fetching warp, nor those of the keys, which are needed first.
-  const bool brings_queries = warp >= kProducerWarps / 2;
+  // Keys and queries are needed first: what else there is to do is left to the last warp.
+  const bool brings_queries = warp >= kProducerWarps / 2, fetches = warp == kProducerWarps - 1;
+  const ScheduleHeader& header = *a.workspace.header;
+  Fetcher<C> fetcher{a, shared, header, header.num_tasks, blockIdx.x};
   Cursor<C::kQueryBuffers> queries;
   Cursor<C::kStages> stage;
   if (fetches) fetcher.fetch();
 #pragma unroll 1
   for (Cursor<kTaskSlots> slot;; slot.advance()) {
-    if (fetches) {
-      fetcher.fetch();
-    } else {
-      wait(barriers.task_full[slot.at], slot.parity);
-    }
+    wait(barriers.task_full[slot.at], slot.parity);
     const Task& task = shared.tasks[slot.at];
     if (task.plan == nullptr) return;
     const Tiles tiles = task.plan->is_bad ? Tiles{} : tiles_of<C>(task);
-    if (tiles.begin < tiles.end) {
-      if (brings_queries) {
-        wait(barriers.queries_free[queries.at], queries.parity ^ 1);
-        copy_queries<C>(a, task, shared.queries[queries.at]);
-        announce(ptx::shared_address(&barriers.queries_full[queries.at]));
-        queries.advance();
-      }
-      load_tiles<C>(a, maps, shared, task, tiles, stage);
+    const bool has_tiles = tiles.begin < tiles.end;
+    if (has_tiles && brings_queries) {
+      wait(barriers.queries_free[queries.at], queries.parity ^ 1);
+      copy_queries<C>(a, task, shared.queries[queries.at]);
+      announce(ptx::shared_address(&barriers.queries_full[queries.at]));
+      queries.advance();
     }
+    if (fetches) fetcher.fetch();
+    if (has_tiles) load_tiles<C>(a, maps, shared, task, tiles, stage);
     if (!fetches) arrive_as_warp(barriers.task_free[slot.at]);
   }
 }

@@ -8,10 +8,6 @@
 
 namespace pagefill::cuda::sm90 {
 
-// Weights in the places of wgmma's a, for each 16 keys.
-template <class C>
-using PackedWeights = uint32_t[C::kTileKv / 16][4];
-
 inline constexpr uint32_t kEightRows = 8 * 128;  // bytes
 inline constexpr uint32_t kSixteenElements = 32;
 
@@ -45,19 +41,6 @@ __device__ __forceinline__ void begin_values(const PackedWeights<C>& weights, co
         output, weights[step], ptx::advanced(b, step * 2 * kEightRows));
   }
   ptx::commit_products();
-}
-
-template <class C>
-__device__ __forceinline__ void pack_weights(const Scores<C>& scores, PackedWeights<C>& weights) {
-  using T = typename C::Element;
-#pragma unroll
-  for (int step = 0; step < C::kTileKv / 16; ++step) {
-    const float(&low)[4] = scores[2 * step], (&high)[4] = scores[2 * step + 1];
-    weights[step][0] = pack<T>(low[0], low[1]);
-    weights[step][1] = pack<T>(low[2], low[3]);
-    weights[step][2] = pack<T>(high[0], high[1]);
-    weights[step][3] = pack<T>(high[2], high[3]);
-  }
 }
 
 // What infinities and NaN among a tile's values add. Rare, so one key after another.

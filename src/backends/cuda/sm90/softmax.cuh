@@ -65,6 +65,21 @@ __device__ __forceinline__ void mask_scores(const Arguments& a, const KeyNotes& 
   hide_scores<C>(tile_begin, rows, scores);
 }
 
+// Weights in the places of wgmma's a, for each 16 keys.
+template <class C>
+using PackedWeights = uint32_t[C::kTileKv / 16][4];
+
+template <class C>
+__device__ __forceinline__ void pack_step(const Scores<C>& scores, int step,
+                                          PackedWeights<C>& weights) {
+  using T = typename C::Element;
+  const float(&low)[4] = scores[2 * step], (&high)[4] = scores[2 * step + 1];
+  weights[step][0] = pack<T>(low[0], low[1]);
+  weights[step][1] = pack<T>(low[2], low[3]);
+  weights[step][2] = pack<T>(high[0], high[1]);
+  weights[step][3] = pack<T>(high[2], high[3]);
+}
+
 // A thread's two rows: what their weights are relative to, and the sums of its own keys' weights.
 struct Rows2 {
   float max[2] = {-kInfinity, -kInfinity};
@@ -98,7 +113,8 @@ __device__ __forceinline__ float row_max(const Scores<C>& scores, int r) {
 
 // Scores to weights, and their sums in `sum`: of each row four chains, of columns 0, 4, ...; 1, 5, ...
 template <class C, typename Weight>
-__device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores, float (&sum)[2]) {
+__device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores,
+                                      PackedWeights<C>& weights, float (&sum)[2]) {
   float sums[2][4];
 #pragma unroll
   for (int col = 0; col < C::kScoreCols; ++col) {
@@ -110,6 +126,7 @@ __device__ __forceinline__ void weigh(const Weight& weight, Scores<C>& scores, f
       const float two = __fadd_rn(s[2 * r], s[2 * r + 1]);
       sums[r][col % 4] = col < 4 ? two : __fadd_rn(sums[r][col % 4], two);
     }
+    if (col % 2 == 1) pack_step<C>(scores, col / 2, weights);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -171,16 +188,16 @@ __device__ __forceinline__ bool raise_max(const Arguments& a, const Scores<C>& s
 // Scores to weights, which are added to the rows' sums. `may_be_large`: the references, which else have limits.
 template <class C>
 __device__ __forceinline__ void softmax(const Arguments& a, bool may_be_large, Rows2& rows,
-                                        Scores<C>& scores) {
+                                        Scores<C>& scores, PackedWeights<C>& weights) {
   const float subtracted[2] = {subtrahend(a, rows.max[0]), subtrahend(a, rows.max[1])};
   float sum[2];
   if (may_be_large && __any_sync(~0u, is_large(subtracted[0]) || is_large(subtracted[1]))) {
     weigh<C>([&](float s, int r) { return large_weight(a, s, rows.max[r], subtracted[r]); }, scores,
-             sum);
+             weights, sum);
   } else {
     weigh<C>([&](float s,
                  int r) { return ptx::exp2_approx(__fmaf_rn(s, a.weight_factor, -subtracted[r])); },
-             scores, sum);
+             scores, weights, sum);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.sum[r] = __fadd_rn(rows.sum[r], sum[r]);
