@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,20 +16,18 @@ from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
 from pagefill.torch import (
-    _attention_operators,
     _copy_pages,
     _kv_cache,
     _views,
     _where,
     _workspace,
-)
-from pagefill.torch import (
     append_kv,
     copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
 )
+from pagefill.torch._attention_operators import PREFILL, RAGGED
 
 
 @pytest.fixture(autouse=True)
@@ -141,8 +140,8 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
         copies = int32(0, 1, 8).view(1, 3)
         words = "tensors: expected memory that a backend works on, got memory of a CUDA device: "
         for call in (
-            lambda: PREFILL.run(of(PREFILL.plain, *single), out[0], None),
-            lambda: RAGGED.run(of(RAGGED.plain, *batch, 0.5, None, None, 3), out[1], None),
+            lambda: PREFILL._run(of(PREFILL.plain, *single), out[0], None),
+            lambda: RAGGED._run(of(RAGGED.plain, *batch, 0.5, None, None, 3), out[1], None),
             lambda: _kv_cache._append(of(_kv_cache._APPEND, *tokens, *batch[1:])),
             lambda: _copy_pages._copy(of(_copy_pages._COPY, copies, *batch[1:3])),
             lambda: _copy_pages._copy(
@@ -175,9 +174,10 @@ def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
                 monkeypatch.delenv("PAGEFILL_CUDA_TARGET", raising=False)
             else:
                 monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
-            size = _workspace.num_elements(
-                query, views, lambda tensors, _: tensors, rest[-1], None, (), (), views[0], None
+            memory = _workspace.allocate(
+                query, views, lambda tensors, _: tensors, (), (), None, (None,), views[0], None
             )
-            sizes.append(size)
+            assert memory is not None
+            sizes.append(memory.numel())
     assert asked == [None, "portable"]
     assert sizes == [101, 101, 102, 102, 101]

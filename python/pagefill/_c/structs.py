@@ -30,9 +30,6 @@ _PAD = (0,) * MAX_RANK
 tensor_at = partial(_TENSOR_HEAD.pack, TENSOR_SIZE)
 """tensor_at(address) + tensor_layout(...): a pagefill_tensor."""
 
-pack_tensor = Struct(f"@NP{_TENSOR_LAYOUT.size}s").pack
-"""pack_tensor(TENSOR_SIZE, address, tensor_layout(...)): the same, where only the address is new."""
-
 
 def tensor(data: int, layout: bytes) -> bytes:
     """A pagefill_tensor at that address."""
