@@ -122,9 +122,10 @@ class OnDevice(torch.Tensor):
         return 0
 
 
-def of(operator: Any, *values: Any) -> SimpleNamespace:
-    """An operator's arguments, as its kernel gets them."""
-    names = [argument.name for argument in operator._schema.arguments]
+def of(name: str, *values: Any) -> SimpleNamespace:
+    """The arguments of an operator of that name, as its kernel gets them."""
+    schema = getattr(torch.ops.pagefill, name).default._schema
+    names = [*(argument.name for argument in schema.arguments), *_where.WHERE]
     return SimpleNamespace(**{**dict.fromkeys(names), **dict(zip(names, values, strict=False))})
 
 
@@ -140,12 +141,12 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
         copies = int32(0, 1, 8).view(1, 3)
         words = "tensors: expected memory that a backend works on, got memory of a CUDA device: "
         for call in (
-            lambda: PREFILL._run(of(PREFILL.plain, *single), out[0], None),
-            lambda: RAGGED._run(of(RAGGED.plain, *batch, 0.5, None, None, 3), out[1], None),
-            lambda: _kv_cache._append(of(_kv_cache._APPEND, *tokens, *batch[1:])),
-            lambda: _copy_pages._copy(of(_copy_pages._COPY, copies, *batch[1:3])),
+            lambda: PREFILL._run(of("prefill_page_attention", *single), out[0], None),
+            lambda: RAGGED._run(of("ragged_page_attention", *batch, 0.5, None, None, 3), out[1], None),
+            lambda: _kv_cache._append(of("append_kv", *tokens, *batch[1:])),
+            lambda: _copy_pages._copy(of("copy_pages", copies, *batch[1:3])),
             lambda: _copy_pages._copy(
-                of(_copy_pages._COPY, copies.as_subclass(OnDevice), *batch[1:3])
+                of("copy_pages", copies.as_subclass(OnDevice), *batch[1:3])
             ),
         ):
             with pytest.raises(NotImplementedError, match=words):

@@ -13,16 +13,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
+from pagefill.torch._plain import WORK, is_plain
 from pagefill.torch._rules import on_one_device
 from pagefill.torch._views import needs_no_gradient
+from pagefill.torch._where import WHERE
 
-_key: Any = torch._C.DispatchKey
-_keys: Any = torch._C.DispatchKeySet
-_PLAIN = {
-    (_keys(backend) | _keys(autograd)).raw_repr()
-    for backend, autograd in ((_key.CPU, _key.AutogradCPU), (_key.CUDA, _key.AutogradCUDA))
-}
 _BELOW_AUTOGRAD: Any = torch._C._after_autograd_keyset
 
 _library: Any = torch.library.Library("pagefill", "DEF")  # type: ignore[no-untyped-call]
@@ -45,21 +42,24 @@ def define(
     kernel: Callable[[Any], Any],
     fake: Callable[[Any], Any],
     on_the_cpu_too: tuple[str, ...] = (),
-) -> Any:
-    """The operator pagefill::name. `kernel` runs it on dense tensors of the CPU or of CUDA, `fake`
-    without data. Both get its arguments as one named tuple.
-    Tensors of the names in `on_the_cpu_too` may be on the CPU while the others are elsewhere."""
+) -> Callable[..., Any]:
+    """Defines the operator pagefill::name. What comes back calls it, past torch's dispatcher where
+    that has nothing to do.
+
+    `kernel` runs it on dense tensors of the CPU or of CUDA, `fake` without data. Both get its
+    arguments as one named tuple, in which those of WHERE that it lacks are None. Tensors of the names
+    in `on_the_cpu_too` may be on the CPU while the others are elsewhere."""
     names = tuple(parameters)
-    optional = _num_optional(parameters)
+    required = len(names) - _num_optional(parameters)
     schema = [
-        f"{kind} {parameter}" + ("=None" if i >= len(names) - optional else "")
+        f"{kind} {parameter}" + ("=None" if i >= required else "")
         for i, (parameter, kind) in enumerate(parameters.items())
     ]
     _library.define(f"{name}({', '.join(schema)}) -> {returns}", tags=_TAGS)
     operator = getattr(torch.ops.pagefill, name).default
-    Arguments: Any = namedtuple(name, names, defaults=(None,) * optional)  # type: ignore[misc]
-
-    absent = (None,) * len(names)
+    fields = (*names, *(n for n in WHERE if n not in parameters))
+    absent = (None,) * len(fields)
+    Arguments: Any = namedtuple(name, fields, defaults=absent)  # type: ignore[misc]
 
     def run(*values: Any) -> Any:
         return kernel(tuple.__new__(Arguments, values + absent[len(values) :]))  # 0.2 us faster so
@@ -86,9 +86,9 @@ def define(
         )
 
     def autograd(keyset: Any, *values: Any) -> Any:
-        # Tensors of one place and nothing of torch between autograd and the kernel: a second trip
-        # through the dispatcher would cost 2 us. The kernel refuses what requires a gradient.
-        if keyset.raw_repr() in _PLAIN and forward_ad._current_level < 0:
+        # Nothing of torch between autograd and the kernel: a second trip through the dispatcher would
+        # cost 2 us. The kernel refuses what requires a gradient.
+        if not keyset.raw_repr() & WORK and forward_ad._current_level < 0:
             return run(*values)
         # In torch.func's transforms only this level sees that a gradient is asked for.
         for argument, value in zip(names, values, strict=False):
@@ -112,7 +112,13 @@ def define(
     _library.impl(name, refuse, "CompositeExplicitAutograd")  # where no kernel is
     _library.impl(name, _unseen_by_dynamo(autograd), "Autograd", with_keyset=True)
     torch.library.register_fake(f"pagefill::{name}", fake_of_one_device, lib=_library)
-    return operator
+
+    def call(*values: Any, **status: Any) -> Any:
+        if is_dynamo_compiling() or status or not is_plain(values):
+            return operator(*values, **status)
+        return unseen(*values)
+
+    return call
 
 
 def _num_optional(parameters: Parameters) -> int:

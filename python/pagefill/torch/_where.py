@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +16,11 @@ from pagefill.torch._views import view
 CHOICE = {"num_threads": "int?", "backend": "str?", "cpu_target": "str?"}
 MAXIMA = {"max_chunk_size": "SymInt?", "max_context_len": "SymInt?"}
 
-_NAMES = (*CHOICE, *MAXIMA, "status")
+WHERE = (*CHOICE, *MAXIMA, "status")
+"""What `context` takes behind the workspace."""
+
+where_of = attrgetter(*WHERE)
+"""The same, of an operator's arguments."""
 
 CPU = -1
 """As Tensor.get_device says."""
@@ -59,11 +64,6 @@ def context(
         if backend is None and cpu_target is None:
             return structs.context(num_threads)
     return options.context(num_threads, backend, cpu_target)
-
-
-def where_of(a: Any) -> tuple[Any, ...]:
-    """What `context` takes behind the workspace, of an operator's arguments."""
-    return tuple([getattr(a, name, None) for name in _NAMES])
 
 
 def refuse_threads(num_threads: int) -> NoReturn:
