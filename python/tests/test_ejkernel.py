@@ -261,3 +261,23 @@ def test_on_another_default_backend_ejkernels_own_kernel_runs(monkeypatch):
     operands = arrays()
     kernel = kernel_registry.get("prefill_page_attention", Platform.XLA, Backend.ANY)
     assert TARGET not in jax.jit(lambda *a: kernel(*a)).lower(*operands).as_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "cuda" not in PLATFORMS or jax.default_backend() != "gpu",
+    reason="no GPU that JAX and pagefill see (JAX_PLATFORMS=cuda,cpu)",
+)
+@pytest.mark.parametrize(("shape", "options"), PAIRS[:2] + PAIRS[-1:], ids=str)
+def test_on_an_nvidia_gpu_ejkernels_call_runs_pagefill(shape, options):
+    operands = arrays(**shape)
+    assert operands[0].devices().pop().platform == "gpu"
+    assert calls_pagefill(*operands, **options)
+    got = prefill_page_attention(*operands, **options)
+    assert got.devices().pop().platform == "gpu"
+    # On the CPU: on a GPU XLA multiplies float32 with fewer bits.
+    want = theirs(*jax.device_put(operands, jax.devices("cpu")[0]), **options)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=0, atol=2e-5)
+    assert_same_bits(got, pagefill.jax.prefill_page_attention(*operands, **options))
+    pagefill.ejkernel.unregister()
+    assert not calls_pagefill(*operands, **options)

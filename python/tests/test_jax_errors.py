@@ -28,7 +28,9 @@ BAD_SHAPES = {
     "query": ((24, 8), "query: expected shape"),
     "query heads": ((24, 7, 64), "query: expected num_q_heads a multiple of num_kv_heads 2, got 7"),
     "query dim": ((24, 8, 60), "query: expected head_dim a multiple of 8 from 8 to 512, got 60"),
-    "query rank": ((1, 24, 8, 64, 1), "query: expected at most 4 dimensions"),
+    "query rank": ((1, 24, 8, 64, 1), r"query: expected shape \[chunk_size, .*, got \[1, 24, 8, 64, 1\]"),
+    "key_cache rank": ((1, 2, 10, 16, 64), "key_cache: expected at most 4 dimensions"),
+    "query shape": ((8, 64), r"query: expected shape \[chunk_size, num_q_heads, head_dim\], got"),
     "key_cache": ((2, 10, 0, 64), "key_cache: expected page_size of at least 1, got 0"),
     "value_cache": ((2, 9, 16, 64), r"value_cache: expected shape .*total_num_pages=10"),
     "context_len": ((2,), r"context_len: expected shape \[1\], got \[2\]"),
@@ -41,6 +43,9 @@ BAD_DTYPES = {
     "context_len": (F32, "context_len: expected dtype int32, got float32"),
     "page_indices": (np.int16, "page_indices: expected dtype int32, got int16"),
 }
+
+
+UNKNOWN = {"query": "float32 or bfloat16 or float16", "value_cache": "of key_cache"}
 
 
 def trace(shapes, **options):
@@ -67,6 +72,13 @@ def test_a_bad_dtype_is_a_type_error_when_traced(name):
     dtype, message = BAD_DTYPES[name]
     with pytest.raises(TypeError, match=message):
         trace(SHAPES | {name: (SHAPES[name][0], dtype)})
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_of_a_dtype_that_nothing_has_the_error_says_what_the_argument_may_be(name):
+    message = f"^{name}: expected dtype {UNKNOWN[name]}, got uint8"
+    with pytest.raises(TypeError, match=message):
+        trace(SHAPES | {name: (SHAPES[name][0], np.uint8)})
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -57,6 +57,16 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
         "key_cache: expected dtype float32 or .* or int8 or .*_e5m2, got uint8",
         {"key_cache": np.zeros((2, 8, 8, 16), np.uint8)},
     ),
+    (
+        TypeError,
+        "value_cache: expected dtype of key_cache, got uint8",
+        {"value_cache": np.zeros((2, 8, 8, 16), np.uint8)},
+    ),
+    (
+        TypeError,
+        "out: expected dtype of query, or of output_a, got bool",
+        {"out": np.zeros((5, 4, 16), bool)},
+    ),
     (TypeError, "sinks: expected dtype float32, got bool", {"sinks": np.zeros(4, bool)}),
     (ValueError, r"query: expected shape \[chunk_size, ", {"query": np.zeros((5, 16), "f4")}),
     (ValueError, r"out: expected shape \[chunk_size=5, ", {"out": np.zeros((4, 4, 16), "f4")}),

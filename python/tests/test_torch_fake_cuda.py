@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,20 +16,18 @@ from torch_cases import int32, random_batch, random_tensors, random_tokens
 
 import pagefill
 from pagefill.torch import (
-    _attention_operators,
     _copy_pages,
     _kv_cache,
     _views,
     _where,
     _workspace,
-)
-from pagefill.torch import (
     append_kv,
     copy_pages,
     merge_attention_states,
     prefill_page_attention,
     ragged_page_attention,
 )
+from pagefill.torch._attention_operators import PREFILL, RAGGED
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +122,13 @@ class OnDevice(torch.Tensor):
         return 0
 
 
+def of(name: str, *values: Any) -> SimpleNamespace:
+    """The arguments of an operator of that name, as its kernel gets them."""
+    schema = getattr(torch.ops.pagefill, name).default._schema
+    names = [*(argument.name for argument in schema.arguments), *_where.WHERE]
+    return SimpleNamespace(**{**dict.fromkeys(names), **dict(zip(names, values, strict=False))})
+
+
 def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     if any(b.available for b in pagefill.list_backends() if b.memory == "cuda"):
         pytest.skip("there is a GPU")
@@ -132,13 +138,16 @@ def test_a_library_without_a_gpu_to_run_on_says_so(monkeypatch: pytest.MonkeyPat
         batch = [t.as_subclass(OnDevice) for t in random_batch()]
         tokens = [t.as_subclass(OnDevice) for t in random_tokens(random_batch())]
         out = [_views.new_view(t) for t in (single[0].clone(), batch[0].clone())]
+        copies = int32(0, 1, 8).view(1, 3)
         words = "tensors: expected memory that a backend works on, got memory of a CUDA device: "
         for call in (
-            lambda: _attention_operators._prefill(out[0], None, *single),
-            lambda: _attention_operators._ragged(out[1], None, *batch, 0.5, None, None, 3),
-            lambda: _kv_cache._append(*tokens, *batch[1:]),
-            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3), *batch[1:3]),
-            lambda: _copy_pages._copy(int32(0, 1, 8).view(1, 3).as_subclass(OnDevice), *batch[1:3]),
+            lambda: PREFILL._run(of("prefill_page_attention", *single), out[0], None),
+            lambda: RAGGED._run(of("ragged_page_attention", *batch, 0.5, None, None, 3), out[1], None),
+            lambda: _kv_cache._append(of("append_kv", *tokens, *batch[1:])),
+            lambda: _copy_pages._copy(of("copy_pages", copies, *batch[1:3])),
+            lambda: _copy_pages._copy(
+                of("copy_pages", copies.as_subclass(OnDevice), *batch[1:3])
+            ),
         ):
             with pytest.raises(NotImplementedError, match=words):
                 call()
@@ -167,7 +176,7 @@ def test_a_workspace_is_sized_for_the_kernels_that_the_environment_names(
             else:
                 monkeypatch.setenv("PAGEFILL_CUDA_TARGET", target)
             memory = _workspace.allocate(
-                query, views, lambda tensors, _: tensors, rest[-1], None, (), views[0], None
+                query, views, lambda tensors, _: tensors, (), (), None, (None,), views[0], None
             )
             assert memory is not None
             sizes.append(memory.numel())

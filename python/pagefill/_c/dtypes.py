@@ -11,10 +11,12 @@ from pagefill._c.library import DTYPES
 
 _FLOATS = ("float32", "bfloat16", "float16")
 _ALLOWED = {
-    **dict.fromkeys(("query", "keys", "values", "output_a", "output_b", "out"), _FLOATS),
-    **dict.fromkeys(
-        ("key_cache", "value_cache"), (*_FLOATS, "int8", "float8_e4m3fn", "float8_e5m2")
-    ),
+    **dict.fromkeys(("query", "keys", "output_a"), _FLOATS),
+    "key_cache": (*_FLOATS, "int8", "float8_e4m3fn", "float8_e5m2"),
+    "value_cache": ("of key_cache",),
+    "values": ("of keys",),
+    "output_b": ("of output_a",),
+    "out": ("of query, or of output_a",),
     **dict.fromkeys(("query_starts", "context_lens", "page_table"), ("int32",)),
     **dict.fromkeys(("context_len", "page_indices", "kv_start", "status", "copies"), ("int32",)),
 }

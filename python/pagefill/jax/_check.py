@@ -113,6 +113,9 @@ def check_attention(
     if "query_starts" not in optional:  # prefill_page_attention: the batch of one
         expect("context_len", context_lens, "[1]", (1,), "int32")
         expect("page_indices", page_table, "[num_pages]", (None,), "int32")
+        if len(query.shape) != 3:  # the batch calls its first dimension total_tokens
+            shape = "[chunk_size, num_q_heads, head_dim]"
+            raise ValueError(f"query: expected shape {shape}, got {list(query.shape)}")
     operands = (query, key_cache, value_cache, context_lens, page_table)
     size = ctypes.c_size_t()
     check(_workspace(Shapes(), operands, optional, numbers, output, False, _ANYWHERE, size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ctypes import c_size_t, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,51 +16,47 @@ from pagefill._c.structs import copy_options
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
 from pagefill.torch._views import mark_written, optional_view, view
-from pagefill.torch._where import CHOICE, context
+from pagefill.torch._where import CHOICE, context, where_of
 
 
-def _copy(
-    copies: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    cpu_target: str | None = None,
-    status: Tensor | None = None,
-) -> None:
-    device = key_cache.get_device()
+def _copy(a: Any) -> None:
+    device = a.key_cache.get_device()
     listed = address = None
     count = 0
-    if copies.get_device() < 0 <= device:  # a list, which the library checks on the CPU
-        _fake.check_copies(copies)
-        copies = copies.contiguous()
+    if a.copies.get_device() < 0 <= device:  # a list, which the library checks on the CPU
+        _fake.check_copies(a.copies)
+        copies = a.copies.contiguous()
         address, count = c_void_p(copies.data_ptr()), len(copies)
     else:
-        listed = view("copies", copies)
+        listed = view("copies", a.copies)
     options = copy_options(
-        optional_view("key_scale", key_scale), optional_view("value_scale", value_scale), listed
+        optional_view("key_scale", a.key_scale), optional_view("value_scale", a.value_scale), listed
     )
     check(
         lib.pagefill_copy_pages(
             address,
             c_size_t(count),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
+            view("key_cache", a.key_cache),
+            view("value_cache", a.value_cache),
             options,
-            context(device, None, num_threads, backend, cpu_target, status=status),
+            context(device, None, *where_of(a)),
         ),
         NAMES,
     )
-    mark_written(key_cache, value_cache, key_scale, value_scale, status)
+    mark_written(a.key_cache, a.value_cache, a.key_scale, a.value_scale, a.status)
 
 
 _COPY = define(
     "copy_pages",
-    "Tensor copies, Tensor(a!) key_cache, Tensor(b!) value_cache, "
-    "Tensor(c!)? key_scale=None, Tensor(d!)? value_scale=None, "
-    f"{CHOICE}, Tensor(e!)? status=None",
+    {
+        "copies": "Tensor",
+        "key_cache": "Tensor(a!)",
+        "value_cache": "Tensor(b!)",
+        "key_scale": "Tensor(c!)?",
+        "value_scale": "Tensor(d!)?",
+        **CHOICE,
+        "status": "Tensor(e!)?",
+    },
     "()",
     _copy,
     _fake.copy,

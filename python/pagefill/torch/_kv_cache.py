@@ -12,58 +12,34 @@ from pagefill._c.structs import append_options
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
 from pagefill.torch._views import mark_written, optional_view, view
-from pagefill.torch._where import CHOICE, context
+from pagefill.torch._where import CHOICE, context, where_of
 
 
-def _append(
-    keys: Tensor,
-    values: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
-    page_table: Tensor,
-    kv_start: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
-    chosen_key_scale: Tensor | None = None,
-    chosen_value_scale: Tensor | None = None,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    cpu_target: str | None = None,
-    status: Tensor | None = None,
-) -> None:
-    options = append_options(
-        optional_view("kv_start", kv_start),
-        optional_view("key_scale", key_scale),
-        optional_view("value_scale", value_scale),
-        optional_view("chosen_key_scale", chosen_key_scale),
-        optional_view("chosen_value_scale", chosen_value_scale),
-    )
-    check(
-        lib.pagefill_append_kv(
-            view("keys", keys),
-            view("values", values),
-            view("key_cache", key_cache),
-            view("value_cache", value_cache),
-            view("query_starts", query_starts),
-            view("context_lens", context_lens),
-            view("page_table", page_table),
-            options,
-            context(keys.get_device(), None, num_threads, backend, cpu_target, status=status),
-        ),
-        NAMES,
-    )
-    mark_written(key_cache, value_cache, chosen_key_scale, chosen_value_scale, status)
+_INPUTS = {
+    "keys": "Tensor",
+    "values": "Tensor",
+    "key_cache": "Tensor(a!)",
+    "value_cache": "Tensor(b!)",
+    **dict.fromkeys(("query_starts", "context_lens", "page_table"), "Tensor"),
+}
+_OPTIONS = {
+    **dict.fromkeys(("kv_start", "key_scale", "value_scale"), "Tensor?"),
+    "chosen_key_scale": "Tensor(c!)?",
+    "chosen_value_scale": "Tensor(d!)?",
+}
+
+
+def _append(a: Any) -> None:
+    inputs = [view(name, getattr(a, name)) for name in _INPUTS]
+    options = append_options(*(optional_view(name, getattr(a, name)) for name in _OPTIONS))
+    where = context(a.keys.get_device(), None, *where_of(a))
+    check(lib.pagefill_append_kv(*inputs, options, where), NAMES)
+    mark_written(a.key_cache, a.value_cache, a.chosen_key_scale, a.chosen_value_scale, a.status)
 
 
 _APPEND = define(
     "append_kv",
-    "Tensor keys, Tensor values, Tensor(a!) key_cache, Tensor(b!) value_cache, "
-    "Tensor query_starts, Tensor context_lens, Tensor page_table, Tensor? kv_start=None, "
-    "Tensor? key_scale=None, Tensor? value_scale=None, "
-    "Tensor(c!)? chosen_key_scale=None, Tensor(d!)? chosen_value_scale=None, "
-    f"{CHOICE}, Tensor(e!)? status=None",
+    {**_INPUTS, **_OPTIONS, **CHOICE, "status": "Tensor(e!)?"},
     "()",
     _append,
     _fake.append,

@@ -11,32 +11,16 @@ from pagefill._c.outputs import NAMES
 from pagefill.torch import _arguments, _fake
 from pagefill.torch._operators import define
 from pagefill.torch._views import mark_written, new_view, optional_view, view
-from pagefill.torch._where import CHOICE, context
+from pagefill.torch._where import CHOICE, context, where_of
 
-_STATES = f"Tensor output_a, Tensor lse_a, Tensor output_b, Tensor lse_b, {CHOICE}"
+_STATES = ("output_a", "lse_a", "output_b", "lse_b")
+_PARAMETERS = {**dict.fromkeys(_STATES, "Tensor"), **CHOICE}
 
 
-def _merge(
-    out: bytes,
-    out_lse: bytes | None,
-    output_a: Tensor,
-    lse_a: Tensor,
-    output_b: Tensor,
-    lse_b: Tensor,
-    *where: Any,
-) -> None:
-    check(
-        lib.pagefill_merge_attention_states(
-            view("output_a", output_a),
-            view("lse_a", lse_a),
-            view("output_b", output_b),
-            view("lse_b", lse_b),
-            out,
-            out_lse,
-            context(output_a.get_device(), None, *where),
-        ),
-        NAMES,
-    )
+def _merge(a: Any, out: bytes, out_lse: bytes | None) -> None:
+    states = [view(name, getattr(a, name)) for name in _STATES]
+    where = context(a.output_a.get_device(), None, *where_of(a))
+    check(lib.pagefill_merge_attention_states(*states, out, out_lse, where), NAMES)
 
 
 def _new(tensor: Tensor) -> Tensor:
@@ -44,28 +28,26 @@ def _new(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def _merge_new(*states: Any) -> tuple[Tensor, Tensor]:
-    output_a, lse_a, *_ = states
-    output, lse = _new(output_a), _new(lse_a)
-    _merge(new_view(output), new_view(lse), *states)
+def _merge_new(a: Any) -> tuple[Tensor, Tensor]:
+    output, lse = _new(a.output_a), _new(a.lse_a)
+    _merge(a, new_view(output), new_view(lse))
     return output, lse
 
 
-def _merge_out(out: Tensor, out_lse: Tensor | None, *states: Any) -> None:
-    _merge(view("out", out), optional_view("out_lse", out_lse), *states)
-    mark_written(out, out_lse)
+def _merge_out(a: Any) -> None:
+    _merge(a, view("out", a.out), optional_view("out_lse", a.out_lse))
+    mark_written(a.out, a.out_lse)
 
 
-def _fake_new(*states: Any) -> tuple[Tensor, Tensor]:
-    _fake.merge(None, None, *states)
-    output_a, lse_a, *_ = states
-    return _new(output_a), _new(lse_a)
+def _fake_new(a: Any) -> tuple[Tensor, Tensor]:
+    _fake.merge(a)
+    return _new(a.output_a), _new(a.lse_a)
 
 
-_INTO_NEW = define("merge_attention_states", _STATES, "(Tensor, Tensor)", _merge_new, _fake_new)
+_INTO_NEW = define("merge_attention_states", _PARAMETERS, "(Tensor, Tensor)", _merge_new, _fake_new)
 _INTO_OUT = define(
     "merge_attention_states_out",
-    f"Tensor(a!) out, Tensor(b!)? out_lse, {_STATES}",
+    {"out": "Tensor(a!)", "out_lse": "Tensor(b!)?", **_PARAMETERS},
     "()",
     _merge_out,
     _fake.merge,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagefill._c.options import real
 from pagefill.torch._views import dtype_name
-from pagefill.torch._where import refuse_cuda_settings, refuse_threads
+from pagefill.torch._where import refuse_cuda_settings, refuse_threads, where_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -65,17 +66,9 @@ def on_one_device(tensors: dict[str, Tensor]) -> None:
             )
 
 
-def settings(
-    device: torch.device,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    cpu_target: str | None = None,
-    max_chunk_size: int | None = None,
-    max_context_len: int | None = None,
-    status: Tensor | None = None,
-    *,
-    tokens_name: str = "total_tokens",
-) -> None:
+def settings(device: torch.device, a: Any, tokens_name: str = "total_tokens") -> None:
+    """How and where a call runs, of an operator's arguments."""
+    num_threads, _, _, max_chunk_size, max_context_len, status = where_of(a)
     if device.type != "cuda":
         refuse_cuda_settings(max_chunk_size, max_context_len, status)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -11,10 +12,15 @@ from pagefill._c import options, structs
 from pagefill._c.environment import variable
 from pagefill.torch._views import view
 
-# At the end of a schema and with defaults, so that an exported program still loads when something
-# is added.
-CHOICE = "int? num_threads=None, str? backend=None, str? cpu_target=None"
-MAXIMA = "SymInt? max_chunk_size=None, SymInt? max_context_len=None"  # of attention, and its status
+# An operator's last parameters, and of attention what plans a call.
+CHOICE = {"num_threads": "int?", "backend": "str?", "cpu_target": "str?"}
+MAXIMA = {"max_chunk_size": "SymInt?", "max_context_len": "SymInt?"}
+
+WHERE = (*CHOICE, *MAXIMA, "status")
+"""What `context` takes behind the workspace."""
+
+where_of = attrgetter(*WHERE)
+"""The same, of an operator's arguments."""
 
 CPU = -1
 """As Tensor.get_device says."""

@@ -14,11 +14,8 @@ from pagefill._c.library import lib
 from pagefill._c.structs import layout_of
 from pagefill.torch._where import context
 
-NUM_OPTIONS = 8
-"""Of attention, numbers and tensors; what a call is given behind them says where it runs."""
-
 Tensors = tuple[bytes, ...]
-AsRagged = Callable[[Tensors, Tensor], Tensors]
+AsRagged = Callable[[Tensors, int], Tensors]
 
 _size_of = lib.pagefill_attention_workspace_size
 _sizes: dict[tuple[Any, ...], int] = {}
@@ -30,39 +27,38 @@ def allocate(
     query: Tensor,
     tensors: Tensors,
     as_ragged: AsRagged,
-    page_table: Tensor,
+    numbers: tuple[Any, ...],
+    given: tuple[bytes | None, ...],
     options: bytes | None,
-    rest: tuple[Any, ...],
+    where: tuple[Any, ...],
     out: bytes,
     out_lse: bytes | None,
 ) -> Tensor | None:
-    """Memory for a call of these tensors, of which `as_ragged` makes those of the ragged call; None
-    where the call needs none, or will say itself what is wrong. `rest` are the operator's arguments
-    behind its metadata.
+    """Memory for a call of these tensors, of which `as_ragged` makes those of the ragged call on that
+    device; None where the call needs none, or will say itself what is wrong. `numbers` and `given`
+    tensors are those of `options`.
 
     The size depends on layouts, options, the device and the kernels that are chosen by hand, never
     on what the tensors hold, so that it is asked for once. Nor does it on the strides of `out`:
     where these are wrong, the call refuses them itself."""
-    # A layout says the device as well.
+    *planned, _status = where
     key = (
         variable(CUDA_TARGET),
         out_lse is None,
+        numbers,
+        *planned,
+        # A layout says the device as well.
         *map(layout_of, tensors),
-        *(map(_described, rest) if rest else ()),
+        *[None if tensor is None else layout_of(tensor) for tensor in given],
     )
     size = _sizes.get(key)
     if size is None:
-        asked = c_size_t()
-        where = context(query.get_device(), None, *rest[NUM_OPTIONS:])
-        if _size_of(*as_ragged(tensors, page_table), options, out, out_lse, where, byref(asked)):
+        asked, device = c_size_t(), query.get_device()
+        run = context(device, None, *planned)
+        if _size_of(*as_ragged(tensors, device), options, out, out_lse, run, byref(asked)):
             return None
         if len(_sizes) >= _MOST_SIZES:
             _sizes.clear()
         # In query's elements: an allocation of another dtype takes 0.2 us longer.
         size = _sizes[key] = -(-asked.value // query.element_size())
     return query.new_empty(size) if size else None
-
-
-def _described(value: Any) -> Any:
-    """What the size may depend on."""
-    return value.shape if isinstance(value, Tensor) else value
