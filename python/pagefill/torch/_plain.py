@@ -1,6 +1,6 @@
 """Whether torch's dispatcher has nothing to do for a call but to hand it to the kernel.
 
-Then the call goes to the kernel at once: to look at the keys of each tensor costs less than half of
+Then the call goes to the kernel at once: to look at the keys of each tensor costs about half of
 a trip through the dispatcher, which turns all arguments from Python's objects into torch's and back.
 """
 
