@@ -16,12 +16,12 @@ struct Way {
 // Every way in a schedule of its own.
 void expect_same_bits(const Problem& p, const std::vector<Way>& ways) {
   emulated::present_schedule() = {};
-  const Results expected = run(p, {}, kDevice);
+  const Results expected = run_anew(p);
   for (const Way& way : ways) {
     emulated::Schedule schedule = next_schedule();
     schedule.multiprocessors = way.multiprocessors;
     const WithSchedule with(schedule);
-    EXPECT_EQ(difference(expected, run(p, way.layout, kDevice, way.cut)), std::nullopt)
+    EXPECT_EQ(difference(expected, run_anew(p, way.layout, way.cut)), std::nullopt)
         << describe(p) << "\n  " << describe(way.layout) << ", chunks of " << way.cut.chunk_size
         << (way.cut.alone ? ", alone" : ", in a batch") << ", " << way.multiprocessors
         << " multiprocessors";
@@ -114,14 +114,14 @@ TEST(Bits, DoNotDependOnTheSchedule) {
     for (const emulated::Schedule& schedule : emulated::kSchedules) {
       for (int64_t page_size : {5, 16}) {
         const WithSchedule with(schedule);
-        all.push_back(run(p, {.page_size = page_size}, kDevice));
+        all.push_back(run_anew(p, {.page_size = page_size}));
         EXPECT_EQ(difference(all[0], all.back()), std::nullopt);
       }
     }
     for (uint32_t seed = 10; seed < 14; ++seed) {
       const WithSchedule with({emulated::Order::kRandom, emulated::Moment::kRandom,
                                emulated::Moment::kRandom, seed, 5, 0xff});
-      EXPECT_EQ(difference(all[0], run(p, {}, kDevice)), std::nullopt) << "seed " << seed;
+      EXPECT_EQ(difference(all[0], run_anew(p)), std::nullopt) << "seed " << seed;
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "machine/schedule.h"
 #include "support/oracle.h"
@@ -42,6 +43,14 @@ class WithSchedule {
   emulated::Schedule before_;
   ::testing::ScopedTrace trace_;
 };
+
+// A call in a thread of its own, which asks the device anew: a thread's later calls remember what the first ones were
+// told (plan.cc), as the number of multiprocessors.
+inline Results run_anew(const Problem& problem, const Layout& layout = {}, const Cut& cut = {}) {
+  Results results;
+  std::thread([&] { results = run(problem, layout, kDevice, cut); }).join();
+  return results;
+}
 
 // One after another, for tests of many cases.
 inline const emulated::Schedule& next_schedule() {

@@ -62,7 +62,7 @@ TEST(Options, RowTilesThatSeeNothingOfASplitSequence) {
     emulated::Schedule schedule;
     schedule.multiprocessors = 64;
     const WithSchedule with(schedule);
-    expect_close(run(p, {}, kDevice), oracle(p), p);
+    expect_close(run_anew(p), oracle(p), p);
   }
 }
 
@@ -206,7 +206,7 @@ TEST(SpecialNumbers, ScoresOfMinus0) {
         emulated::Schedule schedule = next_schedule();
         schedule.multiprocessors = 1;  // nothing is split
         const WithSchedule with(schedule);
-        expect_close(run(p, {}, kDevice), oracle(p), p);
+        expect_close(run_anew(p), oracle(p), p);
       }
     }
   }

@@ -256,12 +256,12 @@ void expect_same_bits(const Problem& p) {
        1},
       {{.page_size = 1056, .gap = 8, .heads_outermost = true}, {0, false}, 200}};
   emulated::present_schedule() = {};
-  const Results expected = run(p, {}, kDevice);
+  const Results expected = run_anew(p);
   for (const Way& way : ways) {
     emulated::Schedule schedule = next_schedule();
     schedule.multiprocessors = way.multiprocessors;
     const WithSchedule with(schedule);
-    EXPECT_EQ(difference(expected, run(p, way.layout, kDevice, way.cut)), std::nullopt)
+    EXPECT_EQ(difference(expected, run_anew(p, way.layout, way.cut)), std::nullopt)
         << describe(p) << "\n  " << describe(way.layout) << ", chunks of " << way.cut.chunk_size
         << ", " << way.multiprocessors << " multiprocessors";
   }

@@ -119,7 +119,7 @@ TEST(Results, SplitSequencesAmongMany) {
   emulated::Schedule schedule;
   schedule.multiprocessors = 132;
   const WithSchedule with(schedule);
-  expect_close(run(p, {}, kDevice), oracle(p), p);
+  expect_close(run_anew(p), oracle(p), p);
 }
 
 // Strides and addresses: of 16 bytes boxes come, of less rows by narrower copies.

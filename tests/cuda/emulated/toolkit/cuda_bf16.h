@@ -9,7 +9,10 @@ struct __nv_bfloat162 {
   __nv_bfloat16 x, y;
 };
 
-inline __nv_bfloat16 __float2bfloat16_rn(float x) { return {pagefill::bfloat16(x).bits}; }
+// NaN as the device makes it: one encoding, which is none of the host's.
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  return {x == x ? pagefill::bfloat16(x).bits : uint16_t{0x7fff}};
+}
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline float __bfloat162float(__nv_bfloat16 x) {
   return static_cast<float>(pagefill::bfloat16::from_bits(x.bits));

@@ -20,7 +20,10 @@ struct __half2 {
   explicit __half2(__half2_raw raw) : x{raw.x}, y{raw.y} {}
 };
 
-inline __half __float2half_rn(float x) { return __half(pagefill::float16(x).bits); }
+// NaN as the device makes it: one encoding, which is none of the host's.
+inline __half __float2half_rn(float x) {
+  return __half(x == x ? pagefill::float16(x).bits : uint16_t{0x7fff});
+}
 inline unsigned short __half_as_ushort(__half x) { return x.bits; }
 inline __half __ushort_as_half(unsigned short bits) { return __half(bits); }
 inline float __half2float(__half x) {
