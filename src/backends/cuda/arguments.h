@@ -124,10 +124,11 @@ struct Arguments {
   int32_t max_pages = 0, page_size = 0;
   Divisor page_size_divisor, group_divisor, kv_head_divisor, value_part_divisor;
   int num_q_heads = 0, num_kv_heads = 0, group = 0;
-  int num_value_parts = 1;  // of the value columns, each with tasks of its own
-  int tile_rows = 0;        // rows of a row tile
-  int num_blocks = 0;       // of the forward kernel
-  int part_segments = 1;    // of a split tile that a task may have, at most
+  int num_value_parts = 1;        // of the value columns, each with tasks of its own
+  int tile_rows = 0;              // rows of a row tile
+  int num_blocks = 0;             // of the forward kernel
+  bool schedules_itself = false;  // it makes the schedule, and no kernel before it does
+  int part_segments = 1;          // of a split tile that a task may have, at most
   DType query_dtype = DType::kFloat32, cache_dtype = DType::kFloat32;
   int cache_element_size = 0;
 

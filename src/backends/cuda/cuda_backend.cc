@@ -122,6 +122,7 @@ Arguments arguments_of(const Problem& p, const Plan& plan, const RunSettings& se
   a.value_part_divisor = cuda::Divisor(a.num_value_parts);
   a.tile_rows = plan.tile_rows;
   a.num_blocks = plan.num_blocks;
+  a.schedules_itself = plan.schedules_itself;
   a.part_segments = plan.kernel->part_segments;
   a.query_dtype = p.query.dtype;
   a.cache_dtype = p.key_cache.dtype;
@@ -326,7 +327,9 @@ class CudaBackend final : public Backend {
   static bool is_empty(const Problem& p) { return p.num_seqs == 0 || p.query.shape[0] == 0; }
 
   static Status launch(Arguments a, const Plan& plan, const cuda::Stream& stream) {
-    PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("schedule", cuda::launch_schedule(a, stream)));
+    if (!plan.schedules_itself) {
+      PAGEFILL_RETURN_IF_ERROR(cuda::cuda_status("schedule", cuda::launch_schedule(a, stream)));
+    }
     cuda::sm90::TensorMaps maps{};
     if (plan.kernel->box_keys > 0) maps = cuda::sm90::make_tensor_maps(a, plan.kernel->box_keys);
     void* arguments[] = {&a, &maps};  // the portable kernels take the first

@@ -27,6 +27,8 @@ struct ForwardKernel {
   int total_floats;   // of a block, between segments
   int part_segments;  // of a split tile that a task may have, at most
   int box_keys;  // of a tile that the copy engine may bring at once, at most; 0: it brings none
+  bool
+      schedules_one;  // makes the schedule of a batch of one sequence itself (Plan::schedules_itself)
   const void* function;
   size_t (*shared_bytes)(int tile_rows, int head_dim, int cache_element_size);
 };

@@ -263,6 +263,9 @@ Result<Plan> make_plan(const Problem& p, const CudaSettings& settings) {
   plan.max_segments = std::max<int64_t>(max_segments(p, settings), 1);
   plan.value_stride = static_cast<int>(p.v_head_dim);
   plan.num_blocks = num_blocks(p, settings, plan, fit->num_resident);
+  plan.schedules_itself = plan.kernel->schedules_one && p.num_seqs == 1 &&
+                          max_tiles(p, settings, plan.tile_rows) <=
+                              plan.num_blocks / (p.num_kv_heads * plan.num_value_parts);
   if (plan.max_segments > 1) {
     const int64_t tokens =
         std::min(p.query.shape[0], settings.max_chunk_size > p.query.shape[0] / p.num_seqs

@@ -12,6 +12,9 @@ struct Plan {
   int tile_rows = 0;
   int num_value_parts = 1;
   int num_blocks = 0;  // of the forward kernel
+  // Each block makes the schedule of a single sequence itself. Only where whole tasks have a block each: what a block
+  // does next is then a fixed stride away, instead of being counted.
+  bool schedules_itself = false;
   size_t shared_bytes = 0;
   int64_t max_segments = 0;  // of a sequence; with one there is nothing to combine
   int64_t num_states = 0;    // of split rows

@@ -66,11 +66,11 @@ __device__ __forceinline__ void find_keys(const Arguments& a, Task& task) {
       intersect(a.row_mask.visible(seq, positions[0]), a.row_mask.visible(seq, positions[1])));
 }
 
-__device__ __forceinline__ Task find_task(const Arguments& a, int64_t index) {
+__device__ __forceinline__ Task find_task(const Arguments& a, const SequencePlan* sequences,
+                                          int64_t index) {
   Task task{};
-  task.sequence =
-      find_sequence(a.workspace.sequences, a.num_seqs, &SequencePlan::first_task, index);
-  const SequencePlan& p = a.workspace.sequences[task.sequence];
+  task.sequence = find_sequence(sequences, a.num_seqs, &SequencePlan::first_task, index);
+  const SequencePlan& p = sequences[task.sequence];
   task.plan = &p;
   int64_t rest = index - p.first_task;
   int64_t quotient = a.value_part_divisor.take_quotient(rest);

@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, C::kMinBlocks)
     // Asked for early: the answer is there when the task is done.
     if (threadIdx.x == 0) next = static_cast<long long>(atomicAdd(&header.next_task, 1ull));
     if (threadIdx.x < 32) {
-      const Task found = find_task(a, index);
+      const Task found = find_task(a, a.workspace.sequences, index);
       if (threadIdx.x == 0) *shared.task = found;
     }
     __syncthreads();
@@ -215,6 +215,7 @@ ForwardKernel forward_kernel(DType query_dtype, Cache cache) {
       C::kRowBlocks * (C::kOutputCols + 1) * 4 * kThreads,
       1,
       0,
+      false,
       reinterpret_cast<const void*>(&forward<C>),
       [](int tile_rows, int head_dim, int cache_element_size) {
         return static_cast<size_t>(shared_layout<C>(tile_rows, head_dim, cache_element_size).size);

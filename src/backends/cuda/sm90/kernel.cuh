@@ -48,6 +48,7 @@ ForwardKernel forward_kernel(DType dtype) {
           C::kTotalsAreShared ? 0 : C::kTotalBytes / 4,
           std::numeric_limits<int>::max(),
           C::kMostBoxRows,
+          true,
           reinterpret_cast<const void*>(&forward<C>),
           [](int, int, int) { return sizeof(SharedMemory<C>); }};
 }

@@ -1,6 +1,7 @@
 // The producer warpgroup: fetches tasks, and brings their queries, keys and values.
 #pragma once
 
+#include "backends/cuda/device/schedule.cuh"
 #include "backends/cuda/sm90/load_boxes.cuh"
 #include "backends/cuda/sm90/load_queries.cuh"
 #include "backends/cuda/sm90/load_rows.cuh"
@@ -12,11 +13,42 @@ template <class C>
 struct Fetcher {
   const Arguments& a;
   SharedMemory<C>& shared;
-  const ScheduleHeader& header;
-  long long num_tasks;
-  long long next;  // of the first lane; schedule has counted each block's first one as taken
+  const SequencePlan* sequences = nullptr;
+  bool all_are_bad = false;
+  long long num_tasks = 0;
+  long long next =
+      blockIdx.x;  // of the first lane; schedule has counted each block's first one as taken
   bool has_ended = false;
   Cursor<kTaskSlots> slot{};
+
+  // What there is to do: as the kernel before this one has found, or found here. combine reads it from the workspace.
+  __device__ __forceinline__ void begin() {
+    ScheduleHeader header;
+    if (a.schedules_itself) {
+      SequencePlan p{};
+      header = schedule_one_sequence(a, p);
+      if (threadIdx.x % 32 == 0) {
+        shared.sequence = p;
+        if (blockIdx.x == 0) *a.workspace.header = header, *a.workspace.sequences = p;
+      }
+      __syncwarp();
+      sequences = &shared.sequence;
+    } else {
+      header = *a.workspace.header;
+      sequences = a.workspace.sequences;
+    }
+    all_are_bad = header.is_bad != 0;
+    num_tasks = header.num_tasks;
+  }
+
+  // Asked for early: the answer is there at the next call.
+  __device__ __forceinline__ void ask_for_next() {
+    if (a.schedules_itself) {
+      next += gridDim.x;
+    } else if (threadIdx.x % 32 == 0) {
+      next = static_cast<long long>(atomicAdd(&a.workspace.header->next_task, 1ull));
+    }
+  }
 
   __device__ __forceinline__ void fetch() {
     if (has_ended) return;
@@ -25,13 +57,10 @@ struct Fetcher {
     has_ended = index >= num_tasks;
     Task found{};  // without a plan: the end
     if (has_ended) {
-      found.all_are_bad = header.is_bad != 0;
+      found.all_are_bad = all_are_bad;
     } else {
-      // Asked for early: the answer is there at the next call.
-      if (threadIdx.x % 32 == 0) {
-        next = static_cast<long long>(atomicAdd(&a.workspace.header->next_task, 1ull));
-      }
-      found = find_task(a, index);
+      ask_for_next();
+      found = find_task(a, sequences, index);
     }
     if (threadIdx.x % 32 == 0) shared.tasks[slot.at] = found;
     arrive_as_warp(shared.barriers.task_full[slot.at]);
@@ -70,11 +99,10 @@ __device__ __forceinline__ void produce(const Arguments& a, const TensorMaps& ma
   const int warp = uniform(threadIdx.x / 32);
   // Keys and queries are needed first: what else there is to do is left to the last warp.
   const bool brings_queries = warp >= kProducerWarps / 2, fetches = warp == kProducerWarps - 1;
-  const ScheduleHeader& header = *a.workspace.header;
-  Fetcher<C> fetcher{a, shared, header, header.num_tasks, blockIdx.x};
+  Fetcher<C> fetcher{a, shared};
   Cursor<C::kQueryBuffers> queries;
   Cursor<C::kStages> stage;
-  if (fetches) fetcher.fetch();
+  if (fetches) fetcher.begin(), fetcher.fetch();
 #pragma unroll 1
   for (Cursor<kTaskSlots> slot;; slot.advance()) {
     wait(barriers.task_full[slot.at], slot.parity);

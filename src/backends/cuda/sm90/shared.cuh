@@ -35,6 +35,7 @@ struct SharedMemory {
   KeyNotes notes[C::kStages];
   Barriers<C> barriers;
   Task tasks[kTaskSlots];  // without a plan: there are no more
+  SequencePlan sequence;   // where the block makes its own schedule
 };
 
 template <class C>
