@@ -130,6 +130,34 @@ TEST(CudaBadMetadata, MoreThanThePlanIsReported) {
   expect_ill(p, healthy, keys, [](int64_t token) { return token == 23; });
 }
 
+// Its schedule may be the blocks' own.
+TEST(CudaBadMetadata, OfASequenceAloneIsReported) {
+  PAGEFILL_NEEDS_GPU();
+  const Problem p = three_sequences(DType::kBFloat16);
+  struct {
+    int64_t at;
+    bool is_start;
+    int32_t value;
+    std::array<int32_t, 4> report;
+  } const ills[] = {{0, false, -7, {2, 0, 0, -7}},
+                    {0, false, kHuge, {2, 0, 0, kHuge}},
+                    {0, true, 1, {1, 0, 0, 1}},
+                    {1, true, 21, {1, 0, 1, 21}}};
+  for (const auto& ill : ills) {
+    SCOPED_TRACE(ill.report[3]);
+    DeviceRun run(p, {{0, 0, 20}});
+    run.overwrite(ill.is_start ? run.views().query_starts : run.views().context_lens, ill.at,
+                  {ill.value});
+    run.run();
+    EXPECT_EQ(run.reported(), ill.report);
+    for (int64_t token = 0; token < 20; ++token) {
+      for (int64_t h = 0; h < p.num_q_heads; ++h) {
+        EXPECT_TRUE(is_nan_row(run, token, h, p.query_dtype)) << "token " << token;
+      }
+    }
+  }
+}
+
 TEST(CudaBadMetadata, TheFirstReportStays) {
   PAGEFILL_NEEDS_GPU();
   const Problem p = three_sequences(DType::kBFloat16);
