@@ -25,8 +25,9 @@ inline constexpr int kWarpRows = 16;  // of mma.m16n8k16
 // of the next, which is filled in while the even one of the present is used.
 inline constexpr int kTables = 4;
 
-// Partial states of split sequences take at most this much workspace; sequences beyond it are not split.
-inline constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
+// Partial states of split sequences take at most this much workspace; sequences beyond it are not split. 256 queries
+// of 32 heads @ 32768 and 64 @ 131072 need 136 MiB.
+inline constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;
 
 // A sequence may be split into segments where a row tile of it has more than 1 / (4 * blocks) of the work,
 inline constexpr int64_t kTasksPerBlock = 4;
