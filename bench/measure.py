@@ -27,25 +27,23 @@ ROUNDS, SECONDS = 9, 10.0
 QUICK_ROUNDS, QUICK_SECONDS = 3, 1.0
 
 
+# The report's parts: name, shapes, those of a quick run, dtypes, peers.
+PARTS = (
+    ("standard", shapes.STANDARD, shapes.QUICK, shapes.STANDARD_DTYPES, PEERS),
+    ("context", shapes.CONTEXTS, shapes.QUICK_CONTEXTS, shapes.CONTEXT_DTYPES, PEERS),
+    ("context", shapes.LONG_CONTEXTS, (), shapes.CONTEXT_DTYPES, (PAGEFILL,)),
+    ("decode", shapes.DECODE, shapes.QUICK_DECODE, shapes.DECODE_DTYPES, PEERS),
+    ("rows", shapes.ROWS, shapes.QUICK_ROWS, shapes.ROWS_DTYPES, (PAGEFILL,)),
+    ("head dims", shapes.HEAD_DIMS, shapes.QUICK_HEAD_DIMS, shapes.HEAD_DIMS_DTYPES, (PAGEFILL,)),
+)
+
+
 def combinations(quick: bool) -> Iterator[tuple[str, Shape, Dtypes, tuple[Peer, ...]]]:
     """The part of the report, shape, dtypes and peers of each comparison."""
-    for shape in shapes.QUICK if quick else shapes.STANDARD:
-        for dtypes in shapes.STANDARD_DTYPES:
-            yield "standard", shape, dtypes, PEERS
-    for dtypes in shapes.CONTEXT_DTYPES:
-        for shape in shapes.QUICK_CONTEXTS if quick else shapes.CONTEXTS:
-            yield "context", shape, dtypes, PEERS
-        for shape in () if quick else shapes.LONG_CONTEXTS:
-            yield "context", shape, dtypes, (PAGEFILL,)
-    for dtypes in shapes.DECODE_DTYPES:
-        for shape in shapes.QUICK_DECODE if quick else shapes.DECODE:
-            yield "decode", shape, dtypes, PEERS
-    for dtypes in shapes.ROWS_DTYPES:
-        for shape in shapes.QUICK_ROWS if quick else shapes.ROWS:
-            yield "rows", shape, dtypes, (PAGEFILL,)
-    for dtypes in shapes.HEAD_DIMS_DTYPES:
-        for shape in shapes.QUICK_HEAD_DIMS if quick else shapes.HEAD_DIMS:
-            yield "head dims", shape, dtypes, (PAGEFILL,)
+    for part, all_shapes, quick_shapes, all_dtypes, peers in PARTS:
+        for shape in quick_shapes if quick else all_shapes:
+            for dtypes in all_dtypes:
+                yield part, shape, dtypes, peers
 
 
 def short_reason(error: BaseException) -> str:

@@ -125,4 +125,4 @@ QUICK_DECODE = (Shape(1, 2048, num_q_heads=8),)
 QUICK_ROWS = tuple(Shape(rows, 4096, num_q_heads=8) for rows in (1, 4))
 QUICK_HEAD_DIMS = (Shape(128, 1024, head_dim=80),)
 
-ALL = dict.fromkeys((*STANDARD, *CONTEXTS, *LONG_CONTEXTS, *DECODE, *ROWS, *HEAD_DIMS))
+ALL = (*STANDARD, *CONTEXTS, *LONG_CONTEXTS, *DECODE, *ROWS, *HEAD_DIMS)

@@ -7,27 +7,6 @@
 namespace pagefill::testing {
 namespace {
 
-struct Way {
-  Layout layout;
-  Cut cut;
-  int multiprocessors = 3;
-};
-
-// Every way in a schedule of its own.
-void expect_same_bits(const Problem& p, const std::vector<Way>& ways) {
-  emulated::present_schedule() = {};
-  const Results expected = run_anew(p);
-  for (const Way& way : ways) {
-    emulated::Schedule schedule = next_schedule();
-    schedule.multiprocessors = way.multiprocessors;
-    const WithSchedule with(schedule);
-    EXPECT_EQ(difference(expected, run_anew(p, way.layout, way.cut)), std::nullopt)
-        << describe(p) << "\n  " << describe(way.layout) << ", chunks of " << way.cut.chunk_size
-        << (way.cut.alone ? ", alone" : ", in a batch") << ", " << way.multiprocessors
-        << " multiprocessors";
-  }
-}
-
 std::vector<Lengths> mixed() { return {{70, 130}, {9, 2200}, {1, 1537}, {20, 20}, {2, 1025}}; }
 
 const std::vector<Way>& all_ways() {

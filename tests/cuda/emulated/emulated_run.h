@@ -58,6 +58,27 @@ inline const emulated::Schedule& next_schedule() {
   return emulated::kSchedules[next++ % std::size(emulated::kSchedules)];
 }
 
+struct Way {
+  Layout layout;
+  Cut cut;
+  int multiprocessors = 3;
+};
+
+// Every way in a schedule of its own.
+inline void expect_same_bits(const Problem& p, const std::vector<Way>& ways) {
+  emulated::present_schedule() = {};
+  const Results expected = run_anew(p);
+  for (const Way& way : ways) {
+    emulated::Schedule schedule = next_schedule();
+    schedule.multiprocessors = way.multiprocessors;
+    const WithSchedule with(schedule);
+    EXPECT_EQ(difference(expected, run_anew(p, way.layout, way.cut)), std::nullopt)
+        << describe(p) << "\n  " << describe(way.layout) << ", chunks of " << way.cut.chunk_size
+        << (way.cut.alone ? ", alone" : ", in a batch") << ", " << way.multiprocessors
+        << " multiprocessors";
+  }
+}
+
 inline Geometry geometry(DType dtype, int64_t head_dim, std::vector<Lengths> sequences) {
   return {.sequences = std::move(sequences),
           .head_dim = head_dim,

@@ -6,8 +6,8 @@
 namespace pagefill::cuda {
 
 template <class C>
-__device__ __forceinline__ int value_column(const Arguments& a, const Task& task,
-                                            const Place<C>& place, int output_col) {
+__device__ __forceinline__ int value_column(const Task& task, const Place<C>& place,
+                                            int output_col) {
   return task.value_part * C::kValueCols + place.column(output_col);
 }
 
@@ -123,7 +123,7 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Task& ta
     }
 #pragma unroll
     for (int col = 0; col < C::kOutputCols; ++col) {
-      const int column = value_column(a, task, place, col);
+      const int column = value_column(task, place, col);
       if (column >= a.values.dim) continue;
       *reinterpret_cast<float2*>(w.partial_values + state * w.value_stride + column) = {
           block.output[m][col][2 * r], block.output[m][col][2 * r + 1]};
@@ -145,7 +145,7 @@ __device__ __forceinline__ void write_output(const Arguments& a, const Task& tas
       const int64_t at = output_offset(a, token, row.q_head);
 #pragma unroll
       for (int col = 0; col < C::kOutputCols; ++col) {
-        const int column = value_column(a, task, place, col);
+        const int column = value_column(task, place, col);
         if (column >= a.values.dim) continue;
         store_pair<decltype(type)>(a.output, at + column,
                                    end_value(block.output[m][col][2 * r], end),

@@ -35,7 +35,7 @@ std::string describe(const Schedule& schedule);
 
 // What all launches so far have issued: a test says which way its tiles came.
 struct Counts {
-  uint64_t boxes = 0, copies = 0, products = 0, fragments = 0;
+  uint64_t boxes = 0, copies = 0, products = 0;
 };
 Counts& counts();
 
