@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from . import figures, shapes
-from .markdown import image, in_cell, table
+from .markdown import image, in_cell, link_to_readme, table
 from .peers import PAGEFILL, PEERS
 from .results import Result, Run, load
 
-README = Path(__file__).resolve().parent / "README.md"
 TARGET_PREFILL, TARGET_DECODE = 1.1, 1.8  # times the best peer
 QUIET = 0.03  # of the time that threads may wait for a core; the system's own work needs some
 
@@ -19,7 +17,7 @@ INTRODUCTION = """\
 # pagefill beside its peers
 
 Written by `script/bench`, which installs the peers, measures and writes this file again; do not edit it.
-[README.md]({readme}) says how it measures and what each peer does besides. All peers had the same
+{readme} says how it measures and what each peer does besides. All peers had the same
 inputs and as many threads, took turns in one process, and were checked against float64. Rates count
 useful work only: 4 * head_dim for each visible (query, key) pair and head. Shares are of the float32
 multiply-add peak, of decode (one query a sequence) of the read bandwidth, both measured by
@@ -243,7 +241,7 @@ def main() -> None:
         for old in (arguments.folder / "figures").glob(name):
             old.unlink()
     sections = [
-        INTRODUCTION.format(readme=os.path.relpath(README, arguments.folder)),
+        INTRODUCTION.format(readme=link_to_readme(arguments.folder)),
         "A quick run: small shapes, few rounds, to see that all works.\n" if runs[0].quick else "",
         machine_section(runs[0]),
         *(run_section(run, arguments.folder) for run in runs),

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ..markdown import image, in_cell, table
+from ..markdown import image, in_cell, link_to_readme, table
 from . import figures
 from .peers import PAGEFILL, PEERS, Peer
 from .results import LAYOUTS, OTHERS, OURS, NotResults, PeerResult, Result, Run, load
@@ -20,12 +20,12 @@ KINDS = {
 }
 
 
-def introduction(run: Run) -> str:
+def introduction(run: Run, folder: Path) -> str:
     return f"""\
 # pagefill beside its peers on a GPU
 
 Written by `python -m bench.gpu.report` from what `script/bench gpu` measured on an
-{run.gpu.get("name", "unknown GPU")}; do not edit it. [README.md](README.md) says how it measures and what is
+{run.gpu.get("name", "unknown GPU")}; do not edit it. {link_to_readme(folder)} says how it measures and what is
 called of each peer. bfloat16, causal. pagefill stands beside the others with pages of {PAGE_SIZE}, at
 random through the cache. Times are medians of rounds.
 
@@ -243,7 +243,7 @@ def main() -> None:
     for old in (folder / "figures").glob("gpu-*.svg"):
         old.unlink()
     sections = [
-        introduction(run),
+        introduction(run, folder),
         ratios_section(run, folder),
         *(rates_section(run, kind, folder) for kind in KINDS),
         pages_section(run),

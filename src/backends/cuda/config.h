@@ -26,7 +26,7 @@ inline constexpr int kWarpRows = 16;  // of mma.m16n8k16
 inline constexpr int kTables = 4;
 
 // Partial states of split sequences take at most this much workspace; sequences beyond it are not split. 256 queries
-// of 32 heads @ 32768 and 64 @ 131072 need 136 MiB.
+// of 32 heads @ 32768 and 64 @ 131072 need 130 MiB.
 inline constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;
 
 // A sequence may be split into segments where a row tile of it has more than 1 / (4 * blocks) of the work,

@@ -62,7 +62,6 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
   }
   int64_t total_segments;
   sum_before(segments, &total_segments);
-  const int64_t total_work = total_segments * a.num_kv_heads * a.num_value_parts;
 
   Placed placed;
   for (int64_t base = 0; base < a.num_seqs; base += blockDim.x) {
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kMostThreads) schedule(const __grid_constant__
     const bool is_there = s < a.num_seqs;
     if (a.num_seqs > blockDim.x)
       p = is_there ? sequences[s] : SequencePlan{};  // else it is at hand
-    place_sequence(a, total_work, sum_before, placed, p);
+    place_sequence(a, total_segments, sum_before, placed, p);
     if (is_there) sequences[s] = p;
   }
   if (threadIdx.x == 0) *a.workspace.header = header_of(a, placed);

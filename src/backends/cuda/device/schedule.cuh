@@ -105,14 +105,15 @@ struct Placed {
   int64_t num_tasks = 0, num_states = 0, num_rows = 0, num_long = 0;
 };
 
-// Splits the tiles of a sequence, and finds its places behind those of the sequences before. total_work: segments of
-// all tasks. sum_before(value, &total): the sum of `value` over the sequences before this one of those that are placed
+// Splits the tiles of a sequence, and finds its places behind those of the sequences before. total_segments: of all row
+// tiles. sum_before(value, &total): the sum of `value` over the sequences before this one of those that are placed
 // together, and over all of them.
 template <typename SumBefore>
-__device__ __forceinline__ void place_sequence(const Arguments& a, int64_t total_work,
+__device__ __forceinline__ void place_sequence(const Arguments& a, int64_t total_segments,
                                                const SumBefore& sum_before, Placed& placed,
                                                SequencePlan& p) {
   const int64_t tasks_per_tile = int64_t{a.num_kv_heads} * a.num_value_parts;
+  const int64_t total_work = total_segments * tasks_per_tile;
   const auto take_place = [&](int64_t& placed_before, int64_t count) {
     int64_t total;
     const int64_t place = placed_before + sum_before(count, &total);
@@ -144,14 +145,12 @@ __device__ inline ScheduleHeader bad_header() { return {0, 0, 0, 1}; }
 __device__ inline ScheduleHeader schedule_one_sequence(const Arguments& a, SequencePlan& p) {
   if (!starts_are_good(a, 0)) return bad_header();
   p = plan_sequence(a, 0);
-  const int64_t total_work =
-      int64_t{p.num_tiles} * p.num_segments * a.num_kv_heads * a.num_value_parts;
   Placed placed;
   const auto none_before = [](int64_t value, int64_t* total) {
     *total = value;
     return int64_t{0};
   };
-  place_sequence(a, total_work, none_before, placed, p);
+  place_sequence(a, int64_t{p.num_tiles} * p.num_segments, none_before, placed, p);
   return header_of(a, placed);
 }
 

@@ -16,8 +16,8 @@ struct Fetcher {
   const SequencePlan* sequences = nullptr;
   bool all_are_bad = false;
   long long num_tasks = 0;
-  long long next =
-      blockIdx.x;  // of the first lane; schedule has counted each block's first one as taken
+  // Of the first lane; schedule has counted each block's first one as taken.
+  long long next = blockIdx.x;
   bool has_ended = false;
   Cursor<kTaskSlots> slot{};
 
